@@ -1,0 +1,1 @@
+"""The demo model: the scenes it draws, and how it is trained."""

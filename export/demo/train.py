@@ -1,0 +1,449 @@
+"""Trains the demo model, in three stages, on a CPU in about two hours or on a GPU in minutes.
+
+    python -m sdfast.export.demo.train vae  --work DIR      the autoencoder, on drawn scenes
+    python -m sdfast.export.demo.train text --work DIR      the text encoder, on captions
+    python -m sdfast.export.demo.train unet --work DIR      the denoiser, on the latents of scenes
+    python -m sdfast.export.demo.train save --work DIR      writes the checkpoint
+
+Every stage continues where it stopped with --resume, and writes its loss curve and a grid of
+samples as PNG into DIR. Seeds are fixed. Held-out combinations (`scenes.combinations`) are never
+drawn or described.
+
+The text encoder is trained first, to make what a caption says (shape, colour, size, place,
+background) linearly readable from every token from the end of the text on, and then stays as it
+is: the denoiser's cross-attention finds colours already bound to the shape or the background.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from PIL import Image, ImageDraw
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import CLIPTextModel
+
+from . import models, scenes
+
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast a stage learns. `rate` is the peak of a cosine with warm-up."""
+
+    steps: int
+    batch: int
+    rate: float
+    warmup: int = 200
+    averaging: float = 0.0  # decay of the weights' moving average; 0: none
+
+
+PLANS = {
+    "vae": Plan(steps=6500, batch=16, rate=2e-3),
+    "text": Plan(steps=600, batch=64, rate=2e-3, warmup=100),
+    "unet": Plan(steps=5000, batch=64, rate=1.5e-3, averaging=0.999),
+}
+
+
+# --- the loop that all three stages share --------------------------------------------------------
+
+
+def fit(
+    stage: str,
+    plan: Plan,
+    module: nn.Module,
+    loss_of: Callable[[int], Tensor],
+    work: Path,
+    resume: bool,
+    show: Callable[[nn.Module], Image.Image] | None = None,
+) -> nn.Module:
+    """Minimises `loss_of(step)` over the module's weights and returns the module, or its average.
+
+    State is saved every 500 steps to `work/STAGE.pt`; `show` draws a grid of samples there too.
+    """
+    average = torch.optim.swa_utils.AveragedModel(
+        module, avg_fn=lambda kept, new, n: kept + (new - kept) * (1 - _decay(plan, int(n)))
+    )
+    optimiser = torch.optim.AdamW(module.parameters(), lr=plan.rate, betas=(0.9, 0.99))
+    losses: list[float] = []
+    state_file = work / f"{stage}.pt"
+    if resume and state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        module.load_state_dict(state["module"])
+        average.load_state_dict(state["average"])
+        optimiser.load_state_dict(state["optimiser"])
+        losses = state["losses"]
+    module.train()
+    started = time.monotonic()
+    for step in range(len(losses), plan.steps):
+        torch.manual_seed(SEED * 1_000_003 + step)
+        for group in optimiser.param_groups:
+            group["lr"] = plan.rate * _cosine(step, plan)
+        loss = loss_of(step)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimiser.step()
+        if plan.averaging:
+            average.update_parameters(module)
+        losses.append(loss.item())
+        if (step + 1) % 50 == 0:
+            mean, seconds = np.mean(losses[-50:]), time.monotonic() - started
+            print(f"{stage} {step + 1}/{plan.steps} loss {mean:.4f} {seconds:.0f} s", flush=True)
+        if (step + 1) % 500 == 0 or step + 1 == plan.steps:
+            kept = {
+                "module": module.state_dict(),
+                "average": average.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "losses": losses,
+            }
+            torch.save(kept, state_file.with_suffix(".tmp"))
+            state_file.with_suffix(".tmp").replace(state_file)
+            curve(losses).save(work / f"{stage}-loss.png")
+            if show is not None:
+                best = average.module if plan.averaging else module
+                show(best.eval()).save(work / f"{stage}-samples.png")
+                module.train()
+    return (average.module if plan.averaging else module).eval()
+
+
+def _decay(plan: Plan, updates: int) -> float:
+    return min(plan.averaging, (1 + updates) / (10 + updates))
+
+
+def _cosine(step: int, plan: Plan) -> float:
+    if step < plan.warmup:
+        return (step + 1) / plan.warmup
+    done = (step - plan.warmup) / max(1, plan.steps - plan.warmup)
+    return 0.5 * (1 + math.cos(math.pi * done)) + 1e-3
+
+
+def curve(losses: list[float], width: int = 800, height: int = 300) -> Image.Image:
+    """The losses, smoothed, on a logarithmic axis."""
+    window = max(1, len(losses) // 400)
+    count = len(losses) // window
+    smooth = np.log10(np.array(losses[: count * window]).reshape(count, window).mean(1))
+    low, high = float(smooth.min()), float(smooth.max()) + 1e-9
+    picture = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(picture)
+    x = np.linspace(10, width - 10, count)
+    y = 20 + (height - 40) * (high - smooth) / (high - low + 1e-9)
+    pen.line(list(zip(x.tolist(), y.tolist(), strict=True)), fill="navy", width=2)
+    pen.text((12, 4), f"{10**high:.4g}", fill="black")
+    pen.text((12, height - 16), f"{10**low:.4g} at {len(losses)} steps", fill="black")
+    return picture
+
+
+def grid(pictures: np.ndarray[Any, np.dtype[np.uint8]], columns: int) -> Image.Image:
+    """uint8 [N, H, W, 3] as one picture of N / columns rows."""
+    n, height, width, _ = pictures.shape
+    rows = pictures.reshape(n // columns, columns, height, width, 3).transpose(0, 2, 1, 3, 4)
+    return Image.fromarray(rows.reshape(n // columns * height, columns * width, 3))
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _bf16() -> torch.autocast:
+    return torch.autocast(_device().type, torch.bfloat16)
+
+
+def _drawn(count: int, seed: int) -> tuple[Tensor, list[scenes.Scene]]:
+    """Pictures u8 [count, 3, 128, 128] and their scenes; a fifth name neither size nor place."""
+    rng = random.Random(seed)
+    chosen = [_training_scene(rng) for _ in range(count)]
+    pixels = np.stack([np.asarray(scenes.draw(scene, rng)) for scene in chosen])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), chosen
+
+
+def _training_scene(rng: random.Random) -> scenes.Scene:
+    return scenes.sample(rng)
+
+
+def _caption(scene: scenes.Scene, rng: random.Random) -> str:
+    loose = scene.place is None and scene.size == "large" and rng.random() < 0.5
+    return scenes.loose_caption(scene, rng) if loose else scenes.caption(scene, rng)
+
+
+# --- the autoencoder -----------------------------------------------------------------------------
+
+
+def train_vae(work: Path, resume: bool, plan: Plan) -> AutoencoderKL:
+    """KL + L1 + L1 of the gradients, so that edges come out crisp. Most steps see 64 × 64 crops
+    around the shape, where the edges are; the last seventh sees whole pictures."""
+    torch.manual_seed(SEED)
+    device = _device()
+    module = models.vae().to(device, memory_format=torch.channels_last)
+    with torch.no_grad():  # begin all but noiseless, else the decoder learns to ignore the latent
+        module.quant_conv.bias[4:] = -6
+    pictures, chosen = _drawn(6000, seed=1)
+    centres = [scenes.PLACES.index(scene.place or "centre") for scene in chosen]
+
+    def forward(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mean, logvar = module.quant_conv(module.encoder(x)).chunk(2, 1)
+        logvar = logvar.clamp(-30, 20)
+        latent = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
+        return module.decoder(module.post_quant_conv(latent)), mean, logvar
+
+    def loss_of(step: int) -> Tensor:
+        rng = random.Random(SEED * 1_000_003 + step)
+        crops = step < plan.steps * 6 // 7
+        batch = [rng.randrange(len(pictures)) for _ in range(plan.batch if crops else 4)]
+        if crops:
+            parts = []
+            for k in batch:
+                cx, cy = scenes.GRID[centres[k] % 3], scenes.GRID[centres[k] // 3]
+                left, top = (
+                    min(64, max(0, int(c - 32 + rng.uniform(-24, 24)) // 8 * 8)) for c in (cx, cy)
+                )
+                parts.append(pictures[k, :, top : top + 64, left : left + 64])
+            x = torch.stack(parts)
+        else:
+            x = pictures[batch]
+        x = x.to(device).float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
+        with _bf16():
+            y, mean, logvar = forward(x)
+        y, mean, logvar = y.float(), mean.float(), logvar.float()
+        edges = sum(((y - x).diff(dim=axis)).abs().mean() for axis in (2, 3))
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        return (y - x).abs().mean() + (y - x).square().mean() + 0.5 * edges + 5e-4 * kl
+
+    def show(best: nn.Module) -> Image.Image:
+        assert isinstance(best, AutoencoderKL)
+        with torch.no_grad():
+            x = pictures[:16].to(device).float().div(127.5).sub(1)
+            y = best.decode(best.encode(x).latent_dist.mean).sample
+        error = (y.clamp(-1, 1) - x).square().mean().item() / 4
+        print(f"vae reconstruction {-10 * math.log10(error):.2f} dB", flush=True)
+        return grid(np.concatenate([_pixels(x), _pixels(y)]), 8)
+
+    trained = fit("vae", plan, module, loss_of, work, resume, show)
+    assert isinstance(trained, AutoencoderKL)
+    return trained
+
+
+def _pixels(x: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    scaled = (x.float() / 2 + 0.5).clamp(0, 1).mul(255).round().byte()
+    return scaled.permute(0, 2, 3, 1).cpu().numpy()
+
+
+# --- the text encoder ----------------------------------------------------------------------------
+
+
+class Reader(nn.Module):
+    """The text encoder and one linear read-out for each attribute, on every token."""
+
+    def __init__(self, text: CLIPTextModel) -> None:
+        super().__init__()
+        self.text = text
+        widths = (len(scenes.SHAPES), len(scenes.COLOURS), 2, len(scenes.COLOURS), 3, 10)
+        self.heads = nn.ModuleList(nn.Linear(models.CONTEXT, width) for width in widths)
+
+
+def _labels(scene: scenes.Scene) -> list[int]:
+    colours = list(scenes.COLOURS)
+    return [
+        scenes.SHAPES.index(scene.shape),
+        colours.index(scene.colour),
+        scenes.SIZES.index(scene.size),
+        colours.index(scene.background),
+        scenes.PATTERNS.index(scene.pattern),
+        scenes.PLACES.index(scene.place) if scene.place else 9,
+    ]
+
+
+def train_text(work: Path, resume: bool, plan: Plan, tokenizer: Tokenizer) -> CLIPTextModel:
+    """Cross-entropy of the attributes, read from every token from the end of the text on."""
+    torch.manual_seed(SEED)
+    module = Reader(models.text_encoder(tokenizer.get_vocab_size())).to(_device())
+    end = tokenizer.token_to_id(models.END)
+
+    def loss_of(step: int) -> Tensor:
+        rng = random.Random(SEED * 1_000_003 + step)
+        chosen = [_training_scene(rng) for _ in range(plan.batch)]
+        ids = models.tokens(tokenizer, [_caption(s, rng) for s in chosen]).to(_device())
+        labels = torch.tensor([_labels(s) for s in chosen], device=_device())
+        with _bf16():
+            context = module.text(ids).last_hidden_state
+            after = ids == end
+            owner = after.nonzero()[:, 0]
+            read = [head(context[after]) for head in module.heads]
+        return sum(
+            (F.cross_entropy(r.float(), labels[owner, k]) for k, r in enumerate(read)),
+            torch.zeros(()),
+        )
+
+    trained = fit("text", plan, module, loss_of, work, resume)
+    assert isinstance(trained, Reader)
+    return trained.text
+
+
+# --- the denoiser --------------------------------------------------------------------------------
+
+
+def train_unet(
+    work: Path,
+    resume: bool,
+    plan: Plan,
+    tokenizer: Tokenizer,
+    text: CLIPTextModel,
+    autoencoder: AutoencoderKL,
+) -> UNet2DConditionModel:
+    """Epsilon prediction with min-SNR weights (arXiv:2303.09556, γ = 5); one caption in ten is
+    empty, so that guidance works."""
+    torch.manual_seed(SEED)
+    device = _device()
+    latents, chosen = _latents(work, autoencoder)
+    module = models.unet().to(device, memory_format=torch.channels_last)
+    alphas = models.SCHEDULER.alphas_cumprod.to(device)
+    text = text.to(device).requires_grad_(False)
+
+    def loss_of(step: int) -> Tensor:
+        rng = random.Random(SEED * 1_000_003 + step)
+        picked = [rng.randrange(len(latents)) for _ in range(plan.batch)]
+        words = ["" if rng.random() < 0.1 else _caption(chosen[k], rng) for k in picked]
+        ids = models.tokens(tokenizer, words).to(device)
+        x = latents[picked].to(device).float().contiguous(memory_format=torch.channels_last)
+        t = torch.randint(0, len(alphas), (plan.batch,), device=device)
+        noise = torch.randn_like(x)
+        kept = alphas[t][:, None, None, None]
+        with _bf16():
+            with torch.no_grad():
+                context = text(ids).last_hidden_state
+            predicted = module(kept.sqrt() * x + (1 - kept).sqrt() * noise, t, context).sample
+        snr = alphas[t] / (1 - alphas[t])
+        each = (predicted.float() - noise).square().mean((1, 2, 3))
+        return (each * snr.clamp(max=5) / snr).mean()
+
+    def show(best: nn.Module) -> Image.Image:
+        assert isinstance(best, UNet2DConditionModel)
+        rng = random.Random(7)
+        wanted = [scenes.sample(rng, held_out=True) for _ in range(48)]
+        prompts = [scenes.caption(scene, rng) for scene in wanted]
+        pictures = sample(best, autoencoder, text, tokenizer, prompts)
+        right = [scenes.read(p).agrees(s) for p, s in zip(pictures, wanted, strict=True)]
+        shares = {k: round(float(np.mean([r[k] for r in right])), 3) for k in right[0]}
+        print(f"unet accuracy on held-out captions {shares}", flush=True)
+        return grid(pictures, 8)
+
+    trained = fit("unet", plan, module, loss_of, work, resume, show)
+    assert isinstance(trained, UNet2DConditionModel)
+    return trained
+
+
+def _latents(work: Path, autoencoder: AutoencoderKL) -> tuple[Tensor, list[scenes.Scene]]:
+    """Scaled latent means f16 [24000, 4, 16, 16] and their scenes; sets the scaling factor that
+    brings them to unit deviation."""
+    pictures, chosen = _drawn(24000, seed=2)
+    kept = work / "latents.pt"
+    if kept.exists():
+        means = torch.load(kept, weights_only=True)
+    else:
+        with torch.no_grad(), _bf16():
+            means = torch.cat([_encoded(autoencoder, part) for part in pictures.split(50)])
+        torch.save(means, kept)
+    factor = round(1 / means.std().item(), 5)
+    autoencoder.register_to_config(scaling_factor=factor)
+    return (means * factor).half(), chosen
+
+
+def _encoded(autoencoder: AutoencoderKL, pictures: Tensor) -> Tensor:
+    x = (
+        pictures.to(_device())
+        .float()
+        .div(127.5)
+        .sub(1)
+        .contiguous(memory_format=torch.channels_last)
+    )
+    return autoencoder.encode(x).latent_dist.mean.float().cpu()
+
+
+@torch.no_grad()
+def sample(
+    denoiser: UNet2DConditionModel,
+    autoencoder: AutoencoderKL,
+    text: CLIPTextModel,
+    tokenizer: Tokenizer,
+    prompts: list[str],
+    guidance: float = 4.0,
+    steps: int = 20,
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """One picture a prompt with DDIM, uint8 [N, 128, 128, 3]: what training looks at. The runtime
+    is what draws pictures for users."""
+    device = _device()
+    generator = torch.Generator().manual_seed(SEED)
+    x = torch.randn(len(prompts), 4, 16, 16, generator=generator).to(device)
+    words = models.tokens(tokenizer, [""] * len(prompts) + prompts).to(device)
+    context = text(words).last_hidden_state
+    models.SCHEDULER.set_timesteps(steps)
+    for t in models.SCHEDULER.timesteps:
+        unguided, guided = denoiser(torch.cat([x, x]), t, context).sample.float().chunk(2)
+        x = models.SCHEDULER.step(unguided + guidance * (guided - unguided), t, x).prev_sample
+    return _pixels(autoencoder.decode(x / autoencoder.config.scaling_factor).sample)
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def _stages(work: Path) -> Iterator[tuple[str, Path]]:
+    for stage in PLANS:
+        yield stage, work / f"{stage}.pt"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train the demo model.")
+    parser.add_argument("stage", choices=[*PLANS, "save"])
+    parser.add_argument("--work", type=Path, required=True, help="folder of states and pictures")
+    parser.add_argument("--dest", type=Path, default=models.CHECKPOINT, help="where save writes")
+    parser.add_argument("--steps", type=int, help="steps of this stage instead of the plan's")
+    parser.add_argument("--resume", action="store_true", help="continue from the last saved state")
+    given = parser.parse_args()
+    given.work.mkdir(parents=True, exist_ok=True)
+    tokenizer = models.train_tokenizer(models.captions(5000))
+
+    def plan(stage: str) -> Plan:
+        chosen = PLANS[stage]
+        if given.steps and stage == given.stage:
+            chosen = Plan(given.steps, chosen.batch, chosen.rate, chosen.warmup, chosen.averaging)
+        return chosen
+
+    if given.stage == "vae":
+        train_vae(given.work, given.resume, plan("vae"))
+    elif given.stage == "text":
+        train_text(given.work, given.resume, plan("text"), tokenizer)
+    else:
+        autoencoder, text = _finished(given.work, tokenizer)
+        if given.stage == "unet":
+            train_unet(given.work, given.resume, plan("unet"), tokenizer, text, autoencoder)
+        else:
+            _latents(given.work, autoencoder)
+            denoiser = models.unet()
+            average = torch.load(given.work / "unet.pt", weights_only=True)["average"]
+            average.pop("n_averaged")
+            denoiser.load_state_dict({k.removeprefix("module."): v for k, v in average.items()})
+            models.save(given.dest, tokenizer, text, denoiser, autoencoder)
+
+
+def _finished(work: Path, tokenizer: Tokenizer) -> tuple[AutoencoderKL, CLIPTextModel]:
+    autoencoder = models.vae()
+    autoencoder.load_state_dict(torch.load(work / "vae.pt", weights_only=True)["module"])
+    reader = Reader(models.text_encoder(tokenizer.get_vocab_size()))
+    reader.load_state_dict(torch.load(work / "text.pt", weights_only=True)["module"])
+    return autoencoder.eval().to(_device()), reader.text.eval().to(_device())
+
+
+if __name__ == "__main__":
+    main()

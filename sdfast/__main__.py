@@ -1,0 +1,5 @@
+"""`python -m sdfast`: the command line."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,52 @@
+from collections.abc import Sequence
+from typing import Any
+
+class Tensor:
+    """Contiguous memory on a device: speaks DLPack and the buffer protocol."""
+
+    @staticmethod
+    def empty(shape: Sequence[int], dtype: str, device: str = "cpu") -> Tensor:
+        """Uninitialised memory, 64-byte aligned. dtype: f32, f16, i32, i64 or u8."""
+    @staticmethod
+    def from_dlpack(array: Any) -> Tensor:
+        """The memory of a C-contiguous CPU array of another library, shared, not copied."""
+    @property
+    def pointer(self) -> int: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+    def __dlpack__(self, **options: Any) -> Any: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+class TorchGenerator:
+    """The values of torch.randn with a CPU generator of that seed, 0…2⁶⁴ − 1."""
+
+    def __init__(self, seed: int) -> None: ...
+    def normals(self, out: Tensor, image: int) -> None:
+        """Fills image number `image` of out, f32 [B, …], with the generator's next draw."""
+
+def philox_normals(out: Tensor, seeds: Sequence[int], draw: int) -> None:
+    """Fills out, f32 [B, …], with draw number `draw` of each image's seed: torch.randn on CUDA."""
+
+def prepare(latent: Tensor, timestep: Tensor, x: Tensor, sigma: float, t: float) -> None:
+    """latent [G·B, …] = x [B, …] / √(σ² + 1), G (1 or 2) times over; timestep [G·B] = t."""
+
+def guide(
+    denoised: Tensor,
+    predicted: Tensor,
+    x: Tensor,
+    sigma: float,
+    guidance: float,
+    prediction: str,
+) -> None:
+    """denoised [B, …] from the network's output [G·B, …] (unguided rows first) and x [B, …].
+    prediction: epsilon, v_prediction or sample."""
+
+def combine(out: Tensor, coefficients: Sequence[float], sources: Sequence[Tensor]) -> None:
+    """out = Σ cᵢ · sourceᵢ in one pass over memory; out may be one of the sources."""

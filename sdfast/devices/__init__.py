@@ -1,0 +1,1 @@
+"""Devices: where programs run."""

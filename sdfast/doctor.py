@@ -1,0 +1,72 @@
+"""What is usable on this machine, and why the rest is not."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from . import __version__, backends, bundle, store
+
+_FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd")
+
+
+def examine() -> dict[str, dict[str, str]]:
+    """Facts by heading: sdfast, CPU, backends, GPU, store."""
+    return {
+        "sdfast": {
+            "version": __version__,
+            "python": platform.python_version(),
+            "bundles": ", ".join(bundle.names()) or "none",
+        },
+        "CPU": _cpu(),
+        "backends": {name: _backend(name, why) for name, why in backends.usable().items()},
+        "GPU": {"NVIDIA": _nvidia()},
+        "store": _store(store.home()),
+    }
+
+
+def _cpu() -> dict[str, str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    pairs = (line.split(":", 1) for line in reversed(lines) if ":" in line)
+    fields = {name.strip(): value.strip() for name, value in pairs}  # the first core's
+    flags = set(fields.get("flags", fields.get("Features", "")).split())
+    return {
+        "model": fields.get("model name", platform.processor() or platform.machine()),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "features": ", ".join(f for f in _FEATURES if f in flags) or "not known",
+    }
+
+
+def _backend(name: str, why_not: str | None) -> str:
+    if why_not:
+        return f"not usable: {why_not}"
+    try:
+        return f"usable, version {version(name)}"
+    except PackageNotFoundError:
+        return "usable"
+
+
+def _nvidia() -> str:
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return "none found (no nvidia-smi)"
+    query = [command, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"nvidia-smi failed ({error})"
+    return f"{done.stdout.strip()}; not used: this version runs on the CPU"
+
+
+def _store(home: Path) -> dict[str, str]:
+    nearest = next(folder for folder in (home, *home.parents) if folder.exists())
+    writable = "yes" if os.access(nearest, os.W_OK) else f"no: set SDFAST_HOME ({nearest})"
+    free = shutil.disk_usage(nearest).free
+    return {"folder": str(home), "writable": writable, "free": f"{free / 1e9:.1f} GB"}

@@ -1,0 +1,86 @@
+"""Pixels → PNG, JPEG or WebP that remember how they were made, and back.
+
+PNG files carry two text chunks: `parameters`, the line that A1111 introduced and other programs
+read, and `sdfast`, the full request as JSON. JPEG and WebP carry the same two in EXIF (UserComment
+and ImageDescription).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from .errors import InvalidRequest
+from .request import Request
+from .tensors import Tensor
+
+FORMATS = {"png": "PNG", "jpeg": "JPEG", "jpg": "JPEG", "webp": "WEBP"}
+_USER_COMMENT, _IMAGE_DESCRIPTION, _EXIF = 0x9286, 0x010E, 0x8769
+_KEY = "sdfast"
+
+
+def from_pixels(pixels: Tensor) -> list[Image.Image]:
+    """u8 [B, H, W, 3] as B pictures, each with memory of its own."""
+    batch, height, width, _ = pixels.shape
+    data = memoryview(pixels).cast("B")
+    size = height * width * 3
+    return [
+        Image.frombytes("RGB", (width, height), data[k * size : (k + 1) * size])
+        for k in range(batch)
+    ]
+
+
+def encode(image: Image.Image, form: str, request: Request, model: str, version: str) -> bytes:
+    """The file's bytes with the request in them. `form`: png, jpeg, jpg or webp."""
+    if form not in FORMATS:
+        raise InvalidRequest(f"format {form!r} is unknown; use one of {', '.join(FORMATS)}")
+    line = parameters(request, model, version)
+    full = json.dumps({"request": request.to_dict(), "model": model, "version": version})
+    buffer = io.BytesIO()
+    if FORMATS[form] == "PNG":
+        info = PngInfo()
+        info.add_itxt("parameters", line)
+        info.add_itxt(_KEY, full)
+        image.save(buffer, "PNG", pnginfo=info)
+    else:
+        exif = Image.Exif()
+        exif[_IMAGE_DESCRIPTION] = json.dumps(json.loads(full), ensure_ascii=True)
+        exif.get_ifd(_EXIF)[_USER_COMMENT] = b"UNICODE\0" + line.encode("utf-16-be")
+        image.save(buffer, FORMATS[form], quality=95, exif=exif)
+    return buffer.getvalue()
+
+
+def parameters(request: Request, model: str, version: str) -> str:
+    """The request in the text form that A1111 writes into its pictures."""
+    negative = f"\nNegative prompt: {request.negative_prompt}" if request.negative_prompt else ""
+    return (
+        f"{request.prompt}{negative}\nSteps: {request.steps}, Sampler: {request.sampler}, "
+        f"Schedule type: {request.schedule}, CFG scale: {request.guidance:g}, "
+        f"Seed: {request.seed}, Size: {request.width}x{request.height}, Model: {model}, "
+        f"RNG: {request.rng}, Version: sdfast {version}"
+    )
+
+
+def read_request(file: Path) -> Request:
+    """The request that a picture made by sdfast carries.
+
+    Raises InvalidRequest when the file is missing, no picture, or carries none.
+    """
+    try:
+        with Image.open(file) as image:
+            text: Any = image.info.get(_KEY) or image.getexif().get(_IMAGE_DESCRIPTION)
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise InvalidRequest(f"{file} cannot be read as a picture ({error})") from error
+    try:
+        return Request.from_dict(json.loads(text)["request"])
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        if isinstance(error, InvalidRequest):
+            raise
+        raise InvalidRequest(
+            f"{file} carries no request of sdfast: only pictures that sdfast wrote can be repeated"
+        ) from error

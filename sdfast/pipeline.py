@@ -1,0 +1,262 @@
+"""The pipeline: prompt in, pictures out. The one place where the parts meet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from PIL import Image
+
+from . import bundle as bundles
+from . import images, program, schedules
+from .backends import Engine, open_engine
+from .bundle import Bundle
+from .conditioning import TextEncoder, load_tokenizer
+from .devices.cpu import Loop
+from .errors import BackendUnavailable, Cancelled, InvalidRequest
+from .noise import STREAMS
+from .request import Request, Resolved, resolve
+from .schedules import NoiseSchedule
+from .tensors import Tensor
+
+BATCH = 4  # images that share a call of the network; more gain nothing on a CPU
+
+Callback = Callable[[int, int], bool | None]
+"""callback(done, evaluations) after each evaluation of the network; returning False cancels."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one request brought.
+
+    images: one Pillow picture for each seed
+    seeds: of the images; each draws its image again alone
+    timings: seconds by stage: "text_encoder", "unet", "vae_decoder" and "total"
+    request: with every default filled in
+    """
+
+    images: tuple[Image.Image, ...]
+    seeds: tuple[int, ...]
+    timings: Mapping[str, float]
+    request: Request
+
+
+# diffusers' names for the same things.
+_ALIASES = {
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance",
+    "num_images_per_prompt": "count",
+}
+
+
+def load(
+    bundle: str | Path = "demo", backend: str = "auto", device: str = "auto", threads: int = 0
+) -> Pipeline:
+    """Opens a bundle by name or path.
+
+    backend: "auto" or one that `sdfast doctor` lists; device: "auto" or "cpu"
+    threads: of the CPU, 0 for one on each core
+    Raises BundleError or BackendUnavailable.
+    """
+    if device not in ("auto", "cpu"):
+        raise BackendUnavailable(f"device {device!r} is unknown; use auto or cpu")
+    if not 0 <= threads <= 1024:
+        raise InvalidRequest(f"threads is {threads}; it must be from 0 (one a core) to 1024")
+    return Pipeline(bundles.load(bundle), backend, threads)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is allocated and traced once for requests that differ in words, seeds and guidance
+    alone: everything the denoising loop and the decoder touch."""
+
+    unet: Mapping[str, Tensor]
+    loop: Loop
+    latent: Tensor
+    pixels: Tensor
+    sigma: float
+
+
+class Pipeline:
+    """A bundle with its engines. Call it with a prompt; it keeps the plans of recent requests.
+
+    One request at a time: a Pipeline is not for several threads.
+    """
+
+    def __init__(self, bundle: Bundle, backend: str, threads: int) -> None:
+        self.bundle = bundle
+        manifest = bundle.manifest
+        betas = manifest.betas
+        self._backend, self._threads = backend, threads
+        self._schedule = NoiseSchedule.from_betas(betas.name, betas.start, betas.end, betas.count)
+        self._plans: dict[tuple[object, ...], _Plan] = {}
+
+    def _open(self, network: str) -> Engine:
+        return open_engine(self.bundle.network(network), self._backend, self._threads)
+
+    @cached_property
+    def _text(self) -> TextEncoder:
+        context = self.bundle.manifest.context
+        tokenizer = load_tokenizer(self.bundle.path / self.bundle.manifest.tokenizer)
+        return TextEncoder(self._open("text_encoder"), tokenizer, context.tokens, context.width)
+
+    @cached_property
+    def _unet(self) -> Engine:
+        return self._open("unet")
+
+    @cached_property
+    def _decoder(self) -> Engine:
+        return self._open("vae_decoder")
+
+    def __call__(
+        self,
+        prompt: str | Request,
+        negative_prompt: str = "",
+        *,
+        callback: Callback | None = None,
+        generator: Any = None,
+        **parameters: Any,
+    ) -> Result:
+        """Draws one request: a Request, or a prompt and its parameters by name.
+
+        parameters: those of Request (steps, sampler, schedule, guidance, seed, width, height,
+            count, rng), or diffusers' names for them: num_inference_steps, guidance_scale,
+            num_images_per_prompt
+        generator: diffusers' way to give a seed: a torch.Generator; one on the CPU also chooses
+            rng="torch", one on CUDA "philox", so that the noise is the one it would draw
+        callback: see Callback
+        Raises InvalidRequest, UnknownSampler or UnknownSchedule for what is out of range, and
+        Cancelled when the callback returns False.
+        """
+        if isinstance(prompt, Request):
+            if negative_prompt or parameters or generator is not None:
+                raise InvalidRequest("a Request carries every parameter: pass nothing beside it")
+            request = prompt
+        else:
+            given = {"prompt": prompt, "negative_prompt": negative_prompt}
+            for name, value in (*parameters.items(), *_seeded(generator).items()):
+                own = _ALIASES.get(name, name)
+                if own in given:
+                    raise InvalidRequest(f"{own} is given twice: once is enough")
+                given[own] = value
+            request = Request.from_dict(given)
+        return self._draw(resolve(request, self.bundle), callback)
+
+    def _draw(self, request: Resolved, callback: Callback | None) -> Result:
+        started = perf_counter()
+        rows = 1 if request.guidance == 1 else 2
+        texts = [("negative prompt", request.negative_prompt), ("prompt", request.prompt)]
+        self._text.encode(texts[-rows:])
+        encoded = perf_counter()
+        seconds = {"text_encoder": encoded - started, "unet": 0.0, "vae_decoder": 0.0}
+        pictures: list[Image.Image] = []
+        for first in range(0, request.count, BATCH):
+            seeds = request.seeds[first : first + BATCH]
+            pixels, unet, decoder = self._draw_batch(request, seeds, rows, callback)
+            pictures += images.from_pixels(pixels)
+            seconds["unet"] += unet
+            seconds["vae_decoder"] += decoder
+        seconds["total"] = perf_counter() - started
+        full = request.as_request()
+        return Result(tuple(pictures), request.seeds, seconds, full)
+
+    def _draw_batch(
+        self, request: Resolved, seeds: tuple[int, ...], rows: int, callback: Callback | None
+    ) -> tuple[Tensor, float, float]:
+        started = perf_counter()
+        plan = self._plan(request, len(seeds), rows)
+        _repeat(plan.unet["context"], self._text.context, rows, len(seeds))
+        self._unet.bind(plan.unet)
+        draw = STREAMS[request.rng](seeds)
+        plan.loop.start(plan.sigma, draw)
+        plan.loop.run(request.guidance, draw, _progress(request, seeds, callback))
+        denoised = perf_counter()
+        self._decoder.bind({"latent": plan.latent, "image": plan.pixels})
+        self._decoder.run()
+        return plan.pixels, denoised - started, perf_counter() - denoised
+
+    def _plan(self, request: Resolved, batch: int, rows: int) -> _Plan:
+        size = (batch, rows, request.width, request.height)
+        key = (*size, request.sampler, request.schedule, request.steps)
+        if key not in self._plans:
+            if len(self._plans) >= 8:  # the oldest makes room
+                self._plans.pop(next(iter(self._plans)))
+            self._plans[key] = self._new_plan(request, batch, rows)
+        return self._plans[key]
+
+    def _new_plan(self, request: Resolved, batch: int, rows: int) -> _Plan:
+        manifest = self.bundle.manifest
+        scale, channels = manifest.sizes.scale, manifest.sizes.channels
+        sides = (request.height // scale, request.width // scale)
+        shape = (rows * batch, channels, *sides)
+        unet = {
+            "latent": Tensor.empty(shape, "f32"),
+            "timestep": Tensor.empty((rows * batch,), "f32"),
+            "context": Tensor.empty(
+                (rows * batch, manifest.context.tokens, manifest.context.width), "f32"
+            ),
+            "noise": Tensor.empty(shape, "f32"),
+        }
+        sigmas = schedules.sigmas(request.schedule, request.steps, self._schedule)
+        loop = Loop(
+            program.trace(request.sampler, sigmas),
+            self._unet.run,
+            unet,
+            (batch, channels, *sides),
+            self._schedule,
+            manifest.prediction,
+        )
+        pixels = Tensor.empty((batch, request.height, request.width, 3), "u8")
+        return _Plan(unet, loop, loop.result, pixels, sigmas[0])
+
+    def close(self) -> None:
+        """Frees the engines and buffers; the pipeline opens them again when it is next called."""
+        for name in ("_text", "_unet", "_decoder"):
+            if (opened := self.__dict__.pop(name, None)) is not None:
+                opened.close()
+        self._plans.clear()
+
+
+def _seeded(generator: Any) -> dict[str, Any]:
+    """seed and rng of a torch.Generator."""
+    if generator is None:
+        return {}
+    try:
+        on_cpu = str(generator.device).startswith("cpu")
+        return {"seed": int(generator.initial_seed()), "rng": "torch" if on_cpu else "philox"}
+    except AttributeError:
+        raise InvalidRequest(
+            f"generator is {type(generator).__name__}; it must be one torch.Generator: for several"
+            " images give seed and count"
+        ) from None
+
+
+def _repeat(context: Tensor, encoded: Tensor, rows: int, batch: int) -> None:
+    """context [rows·B, n, C] = the last `rows` rows of encoded [2, n, C], each B times."""
+    source, target = memoryview(encoded).cast("B"), memoryview(context).cast("B")
+    size = encoded.nbytes // 2
+    for row in range(rows):
+        text = source[(2 - rows + row) * size : (3 - rows + row) * size]
+        for image in range(batch):
+            start = (row * batch + image) * size
+            target[start : start + size] = text
+
+
+def _progress(
+    request: Resolved, seeds: tuple[int, ...], callback: Callback | None
+) -> Callable[[int, int], None] | None:
+    """The callback over all batches of a request: batch k's evaluations follow batch k − 1's."""
+    if callback is None:
+        return None
+    batches = -(-request.count // BATCH)
+    before = request.seeds.index(seeds[0]) // BATCH
+
+    def progress(done: int, evaluations: int) -> None:
+        if callback(before * evaluations + done, batches * evaluations) is False:
+            raise Cancelled(f"cancelled after {done} of {evaluations} evaluations")
+
+    return progress

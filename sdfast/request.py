@@ -1,0 +1,157 @@
+"""A request: every parameter of one generation, checked once, frozen."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from . import samplers, schedules
+from .bundle import Bundle
+from .errors import InvalidRequest, nearest
+
+RNGS = ("philox", "torch")
+MAX_STEPS = 1000
+MAX_COUNT = 64
+MAX_SEED = 2**64 - 1
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to draw and how. `None` stands for the bundle's default, and for the seed a random one;
+    `resolve` fills them in.
+
+    prompt, negative_prompt: text; guidance moves the picture toward the first and away from the
+        second
+    steps: of the sampler, 1…1000
+    sampler, schedule: names or aliases (`sdfast samplers` lists them)
+    guidance: scale of classifier-free guidance (arXiv:2207.12598), ≥ 0; 1 leaves it out
+    seed: of the first image, 0…2⁶⁴ − 1; image k has seed + k
+    width, height: pixels
+    count: images, 1…64
+    rng: "philox" draws the noise that PyTorch draws on CUDA, "torch" what it draws on a CPU
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    steps: int | None = None
+    sampler: str | None = None
+    schedule: str | None = None
+    guidance: float | None = None
+    seed: int | None = None
+    width: int | None = None
+    height: int | None = None
+    count: int = 1
+    rng: str = "philox"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Request:
+        """From plain data; raises InvalidRequest for an unknown or missing parameter."""
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise InvalidRequest(
+                    f"unknown parameter {name!r}{nearest(name, known)}; known: {', '.join(known)}"
+                )
+        if "prompt" not in values:
+            raise InvalidRequest("the request has no prompt: say what to draw")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A request whose every parameter is known and within its range for one bundle."""
+
+    prompt: str
+    negative_prompt: str
+    steps: int
+    sampler: str
+    schedule: str
+    guidance: float
+    seed: int
+    width: int
+    height: int
+    count: int
+    rng: str
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """One seed an image."""
+        return tuple((self.seed + k) % (MAX_SEED + 1) for k in range(self.count))
+
+    def as_request(self) -> Request:
+        """The request with nothing left open."""
+        return Request(**asdict(self))
+
+
+def resolve(request: Request, bundle: Bundle) -> Resolved:
+    """Checks every parameter against its range and fills in the bundle's defaults.
+
+    Raises InvalidRequest, UnknownSampler or UnknownSchedule.
+    """
+    defaults, sizes = bundle.defaults, bundle.sizes
+    given = replace(
+        request,
+        steps=defaults.steps if request.steps is None else request.steps,
+        sampler=defaults.sampler if request.sampler is None else request.sampler,
+        schedule=defaults.schedule if request.schedule is None else request.schedule,
+        guidance=defaults.guidance if request.guidance is None else request.guidance,
+        width=sizes.width if request.width is None else request.width,
+        height=sizes.height if request.height is None else request.height,
+        seed=secrets.randbits(32) if request.seed is None else request.seed,
+    )
+    prompt = _text("prompt", given.prompt)
+    if not prompt.strip():
+        raise InvalidRequest("the prompt is empty: say in a few words what to draw")
+    if given.rng not in RNGS:
+        raise InvalidRequest(f"rng is {given.rng!r}; it must be one of {', '.join(RNGS)}")
+    return Resolved(
+        prompt=prompt,
+        negative_prompt=_text("negative_prompt", given.negative_prompt),
+        steps=_integer("steps", given.steps, 1, MAX_STEPS),
+        sampler=samplers.get(_text("sampler", given.sampler)).name,
+        schedule=schedules.get(_text("schedule", given.schedule)),
+        guidance=_scale("guidance", given.guidance),
+        seed=_integer("seed", given.seed, 0, MAX_SEED),
+        width=_side("width", given.width, sizes.minimum, sizes.maximum, sizes.multiple),
+        height=_side("height", given.height, sizes.minimum, sizes.maximum, sizes.multiple),
+        count=_integer("count", given.count, 1, MAX_COUNT),
+        rng=given.rng,
+    )
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{name} must be text; it is {type(value).__name__}")
+    return value
+
+
+def _integer(name: str, value: object, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise InvalidRequest(f"{name} is {value!r}; it must be a whole number from {low} to {high}")
+    return value
+
+
+def _scale(name: str, value: object) -> float:
+    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else -1
+    if not (math.isfinite(number) and 0 <= number <= 100):
+        raise InvalidRequest(f"{name} is {value!r}; it must be a number from 0 to 100")
+    return number
+
+
+def _side(name: str, value: object, low: int, high: int, multiple: int) -> int:
+    side = _integer(name, value, low, high)
+    if side % multiple:
+        below, above = side // multiple * multiple, -(-side // multiple) * multiple
+        fitting = [str(s) for s in (below, above) if low <= s <= high]
+        raise InvalidRequest(
+            f"{name} is {side}; it must be a multiple of {multiple} pixels: try "
+            + " or ".join(fitting)
+        )
+    return side

@@ -1,0 +1,159 @@
+"""What a sampler is to the rest of the program, and where it is found by name."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from ..errors import InvalidRequest, UnknownSampler, nearest
+
+Model = Callable[[Any, float], Any]
+Noise = Callable[[float, float], Any]
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values a parameter may take, both ends included."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A sampling method.
+
+    function: f(model, x, sigmas, noise, **parameters) → x at the last sigma
+    aliases: what other programs call it
+    family: "euler", "ancestral", "dpm": the file it lives in
+    paper: where it was published
+    static: its control flow depends on sigmas and parameters alone, so it traces to a program
+    stochastic: it draws noise at the default parameters
+    parameters: name → default; ranges: name → allowed values
+    order: evaluations per step
+    """
+
+    name: str
+    function: Callable[..., Any]
+    aliases: tuple[str, ...]
+    family: str
+    paper: str
+    static: bool
+    stochastic: bool
+    parameters: Mapping[str, Any]
+    ranges: Mapping[str, Range]
+    evaluations: Callable[[int], int]
+
+    @property
+    def doc(self) -> str:
+        """The first line of the function's docstring."""
+        return inspect.getdoc(self.function).splitlines()[0]  # type: ignore[union-attr]
+
+    def sample(
+        self,
+        model: Model,
+        x: Any,
+        sigmas: Sequence[float],
+        noise: Noise | None = None,
+        **parameters: Any,
+    ) -> Any:
+        """Runs the method from x at sigmas[0] to sigmas[-1].
+
+        sigmas: descending noise levels, at least two, finite, ≥ 0, only the last may be 0
+        Raises InvalidRequest for a parameter it does not have or that is out of range, ValueError
+        for other sigmas.
+        """
+        levels = tuple(float(sigma) for sigma in sigmas)
+        check_sigmas(levels)
+        self.check(parameters)
+        return self.function(model, x, levels, noise or _no_noise, **parameters)
+
+    def check(self, parameters: Mapping[str, Any]) -> None:
+        """Raises InvalidRequest unless the sampler has these parameters and takes these values."""
+        for name, value in parameters.items():
+            if name not in self.parameters:
+                raise InvalidRequest(
+                    f"sampler {self.name} has no parameter {name!r}{nearest(name, self.parameters)}"
+                    f"; it has: {', '.join(self.parameters) or 'none'}"
+                )
+            allowed = self.ranges[name]
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not allowed.low <= value <= allowed.high:
+                raise InvalidRequest(
+                    f"{name} of sampler {self.name} is {value!r}; it must be a number from "
+                    f"{allowed.low:g} to {allowed.high:g}"
+                )
+
+
+_SAMPLERS: dict[str, Sampler] = {}
+_ALIASES: dict[str, str] = {}
+
+
+def sampler(
+    name: str,
+    *,
+    aliases: tuple[str, ...] = (),
+    paper: str,
+    static: bool = True,
+    stochastic: bool = False,
+    ranges: Mapping[str, Range] | None = None,
+    evaluations: Callable[[int], int] = lambda steps: steps,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Registers the function below it under a name and its aliases."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        arguments = list(inspect.signature(function).parameters.values())[4:]
+        found = Sampler(
+            name=name,
+            function=function,
+            aliases=aliases,
+            family=function.__module__.rpartition(".")[2],
+            paper=paper,
+            static=static,
+            stochastic=stochastic,
+            parameters={a.name: a.default for a in arguments},
+            ranges=ranges or {},
+            evaluations=evaluations,
+        )
+        if set(found.parameters) != set(found.ranges):
+            raise TypeError(f"sampler {name}: every parameter needs a range")
+        _SAMPLERS[name] = found
+        for word in (name, *aliases):
+            if _ALIASES.setdefault(word.lower(), name) != name:
+                raise TypeError(f"sampler {name}: {word!r} is {_ALIASES[word.lower()]} already")
+        return function
+
+    return register
+
+
+def names() -> tuple[str, ...]:
+    """The canonical names, in alphabetical order."""
+    return tuple(sorted(_SAMPLERS))
+
+
+def get(name: str) -> Sampler:
+    """The sampler of that name or alias, in any case. Raises UnknownSampler with the nearest."""
+    word = name.strip().lower()
+    if word not in _ALIASES:
+        raise UnknownSampler(
+            f"sampler {name!r} is unknown{nearest(word, _ALIASES)}; known: {', '.join(names())}"
+        )
+    return _SAMPLERS[_ALIASES[word]]
+
+
+def check_sigmas(sigmas: Sequence[float]) -> None:
+    """Raises ValueError unless sigmas are two or more, finite, and descend to no less than 0."""
+    if len(sigmas) < 2:
+        raise ValueError("a run needs two sigmas or more: where it starts and where it ends")
+    if not all(math.isfinite(sigma) and sigma >= 0 for sigma in sigmas):
+        raise ValueError("every sigma must be a finite number, 0 or above")
+    if any(b >= a for a, b in pairwise(sigmas)):
+        raise ValueError("sigmas must descend strictly")
+
+
+def _no_noise(sigma: float, sigma_next: float) -> Any:
+    raise ValueError("this sampler draws noise: pass noise(sigma, sigma_next)")
