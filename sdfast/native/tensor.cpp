@@ -119,7 +119,7 @@ void bind_tensor(nb::module_& module) {
                        "Contiguous memory on a device: speaks DLPack and the buffer protocol.")
         .def_static("empty", &empty, nb::arg("shape"), nb::arg("dtype"), nb::arg("device") = "cpu",
                     "Uninitialised memory, 64-byte aligned. dtype: f32, f16, i32, i64 or u8.")
-        .def_static("from_dlpack", &from_dlpack, nb::arg("array"),
+        .def_static("from_dlpack", &from_dlpack, nb::arg("array").noconvert(),
                     "The memory of a C-contiguous CPU array of another library, shared, not copied.")
         .def_prop_ro("pointer", [](const Tensor& t) { return reinterpret_cast<std::uintptr_t>(t.data); })
         .def_prop_ro("shape", [](const Tensor& t) { return nb::tuple(nb::cast(t.shape)); })

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sdfast import backends, bundle
+from sdfast.errors import BackendUnavailable, BundleError
+from sdfast.tensors import Tensor, TensorSpec
+
+DEMO = bundle.load("demo")
+
+
+def tensors(rows: int, side: int, seed: int = 0) -> dict[str, Tensor]:
+    rng = np.random.default_rng(seed)
+    width = DEMO.manifest.context.width
+    arrays = {
+        "latent": rng.standard_normal((rows, 4, side, side), np.float32),
+        "timestep": np.full(rows, 500, np.float32),
+        "context": rng.standard_normal((rows, 77, width), np.float32),
+        "noise": np.full((rows, 4, side, side), np.nan, np.float32),
+    }
+    return {name: Tensor.from_dlpack(array) for name, array in arrays.items()}
+
+
+def test_tensors_are_those_of_the_manifest() -> None:
+    for name, network in DEMO.manifest.networks.items():
+        engine = backends.open_engine(DEMO.network(name))
+        assert dict(engine.inputs) == network.inputs
+        assert dict(engine.outputs) == network.outputs
+        engine.close()
+    unet = DEMO.manifest.networks["unet"]
+    assert unet.inputs["latent"] == TensorSpec("f32", (None, 4, None, None))
+
+
+def test_results_land_in_the_bound_memory_at_every_shape() -> None:
+    engine = backends.open_engine(DEMO.network("unet"))
+    for rows, side in [(2, 16), (1, 8), (3, 24), (2, 16)]:
+        bound = tensors(rows, side)
+        engine.bind(bound)
+        engine.run()
+        assert np.isfinite(np.asarray(bound["noise"])).all()
+
+
+def test_a_row_does_not_depend_on_its_neighbours() -> None:
+    engine = backends.open_engine(DEMO.network("unet"))
+    pair = tensors(2, 16)
+    engine.bind(pair)
+    engine.run()
+    for row in range(2):
+        single = {
+            name: Tensor.from_dlpack(np.array(tensor)[row : row + 1])
+            for name, tensor in pair.items()
+        }
+        engine.bind(single)
+        engine.run()
+        both = np.asarray(pair["noise"])[row]
+        # Matrix products of another height may sum in another order.
+        assert np.abs(np.asarray(single["noise"])[0] - both).max() < 1e-4
+
+
+def test_binding_sees_later_changes_of_its_memory() -> None:
+    engine = backends.open_engine(DEMO.network("unet"))
+    bound = tensors(1, 8)
+    engine.bind(bound)
+    engine.run()
+    before = np.array(bound["noise"])
+    np.asarray(bound["latent"])[:] *= -1
+    engine.run()
+    assert not np.allclose(before, np.asarray(bound["noise"]))
+
+
+def test_a_tensor_of_another_type_is_refused() -> None:
+    engine = backends.open_engine(DEMO.network("unet"))
+    bound = tensors(1, 8) | {"timestep": Tensor.empty((1,), "i64")}
+    with pytest.raises(BackendUnavailable, match="timestep is i64"):
+        engine.bind(bound)
+
+
+def test_a_file_that_is_no_network_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "broken.onnx"
+    file.write_bytes(b"\x08\x09not a graph")
+    with pytest.raises(BundleError, match=r"broken\.onnx cannot be run"):
+        backends.open_engine(file)
+    with pytest.raises(BundleError, match=r"missing\.onnx cannot be run"):
+        backends.open_engine(tmp_path / "missing.onnx")
+
+
+def test_an_unknown_backend_lists_the_known() -> None:
+    with pytest.raises(BackendUnavailable, match=r"did you mean 'onnxruntime'.*auto, onnxruntime"):
+        backends.open_engine(DEMO.network("unet"), "onnxruntim")
+
+
+def test_usable_says_so() -> None:
+    assert backends.usable() == {"onnxruntime": None}

@@ -1,0 +1,29 @@
+"""What several tests share: the demo bundle's pipeline, and copies of the bundle to damage."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import sdfast
+from sdfast import bundle
+
+
+@pytest.fixture(scope="session")
+def demo() -> sdfast.Pipeline:
+    """The demo bundle, opened once."""
+    return sdfast.load("demo")
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    """A copy of the demo bundle in a folder of its own."""
+    return Path(shutil.copytree(bundle.find("demo"), tmp_path / "copied"))
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """Reference data."""
+    return Path(__file__).parent / "data"

@@ -1,0 +1,27 @@
+"""Whether the demo bundle draws what it is asked: 200 captions that training never saw, of
+combinations of shape, colour, size and background that it never saw either."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+
+import sdfast
+from sdfast.export.demo import scenes
+
+AT_LEAST = {"colour": 0.90, "shape": 0.85, "size": 0.80, "background": 0.90}
+
+
+def test_pictures_show_what_the_prompts_ask(demo: sdfast.Pipeline) -> None:
+    rng = random.Random(2024)
+    right: list[dict[str, bool]] = []
+    for seed in range(200):
+        scene = scenes.sample(rng, held_out=True)
+        image = demo(
+            scenes.caption(scene, rng), seed=seed, steps=20, sampler="dpmpp_2m", schedule="karras"
+        ).images[0]
+        right.append(scenes.read(image).agrees(scene))
+    shares = {name: float(np.mean([r[name] for r in right])) for name in right[0]}
+    print(shares)
+    assert all(shares[name] >= least for name, least in AT_LEAST.items()), shares

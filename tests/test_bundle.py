@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sdfast
+from sdfast import bundle
+from sdfast.errors import BundleError
+
+
+def test_the_demo_bundle_is_found_by_name_and_by_path() -> None:
+    by_name, by_path = bundle.load("demo"), bundle.load(bundle.find("demo"))
+    assert by_name == by_path
+    assert by_name.name == "demo"
+    assert set(by_name.manifest.networks) == set(bundle.NETWORKS)
+
+
+def test_the_demo_bundle_is_small_enough_for_git() -> None:
+    size = sum(f.stat().st_size for f in bundle.find("demo").rglob("*") if f.is_file())
+    assert size <= 8_000_000
+
+
+def test_a_bundle_in_the_store_is_found_by_name(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SDFAST_HOME", str(tmp_path))
+    (tmp_path / "bundles").mkdir()
+    copied.rename(tmp_path / "bundles" / "mine")
+    assert bundle.load("mine").path == tmp_path / "bundles" / "mine"
+    assert bundle.names() == ("demo", "mine")
+
+
+@pytest.mark.parametrize("name", ["dmo", "", "/nowhere/at/all", "../demo", "."])
+def test_a_missing_bundle_lists_those_that_are_there(name: str) -> None:
+    with pytest.raises(BundleError, match="known: demo"):
+        bundle.find(name)
+
+
+def test_what_is_written_is_what_is_read(copied: Path) -> None:
+    manifest = bundle.load(copied).manifest
+    bundle.write(copied, manifest)
+    assert bundle.load(copied).manifest == manifest
+
+
+def change(copied: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    file = copied / "bundle.json"
+    raw = json.loads(file.read_text())
+    edit(raw)
+    file.write_text(json.dumps(raw))
+
+
+@pytest.mark.parametrize(
+    ("edit", "word"),
+    [
+        (lambda raw: raw.update(schema_version=99), "schema version 99; this sdfast reads 1"),
+        (lambda raw: raw.pop("sizes"), "sizes"),
+        (lambda raw: raw.update(extra=1), "extra"),
+        (lambda raw: raw["sizes"].update(width="128"), "sizes.width is str"),
+        (lambda raw: raw["sizes"].update(width=130), "default size"),
+        (lambda raw: raw["sizes"].update(multiple=0), "not positive"),
+        (lambda raw: raw["betas"].update(start=-1.0), "betas"),
+        (lambda raw: raw.update(prediction="flow"), "epsilon, v_prediction"),
+        (lambda raw: raw["networks"].pop("unet"), "lacks unet"),
+        (lambda raw: raw["networks"]["unet"].update(file="other.onnx"), "files lacks"),
+        (lambda raw: raw["files"].update({"../x": "0"}), "leads out"),
+        (lambda raw: raw["files"].update({"/etc/passwd": "0"}), "leads out"),
+        (lambda raw: raw["networks"]["unet"]["inputs"]["latent"].update(shape="x"), "shape"),
+    ],
+)
+def test_a_manifest_that_is_wrong_says_where(
+    copied: Path, edit: Callable[[dict[str, Any]], object], word: str
+) -> None:
+    change(copied, edit)
+    with pytest.raises(BundleError, match=word):
+        bundle.load(copied)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"x"', "\x00"])
+def test_a_manifest_that_is_no_manifest_is_refused(copied: Path, text: str) -> None:
+    (copied / "bundle.json").write_text(text)
+    with pytest.raises(BundleError, match=r"bundle\.json"):
+        bundle.load(copied)
+
+
+def test_a_changed_byte_is_noticed_before_anything_runs(copied: Path) -> None:
+    file = copied / "unet.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-100] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(BundleError, match=r"unet\.safetensors.*damaged or altered"):
+        sdfast.load(copied)
+
+
+def test_a_truncated_graph_and_a_missing_file_are_noticed(copied: Path) -> None:
+    graph = copied / "unet.onnx"
+    graph.write_bytes(graph.read_bytes()[:1000])
+    with pytest.raises(BundleError, match=r"unet\.onnx.*damaged"):
+        bundle.load(copied)
+    graph.unlink()
+    with pytest.raises(BundleError, match=r"lacks unet\.onnx"):
+        bundle.load(copied)
+
+
+def test_a_link_out_of_the_folder_is_refused(copied: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.onnx"
+    (copied / "unet.onnx").rename(outside)
+    (copied / "unet.onnx").symlink_to(outside)
+    with pytest.raises(BundleError, match="leads out of its folder"):
+        bundle.load(copied)

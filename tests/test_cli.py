@@ -1,0 +1,170 @@
+"""The command line as a user has it: a process, its output and its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+PROMPT = "a small red circle on a blue background"
+
+
+def sdfast(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sdfast", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+
+
+def test_generate_writes_a_picture_and_says_where_and_how_long(tmp_path: Path) -> None:
+    file = tmp_path / "circle.png"
+    done = sdfast("generate", PROMPT, "--seed", "1", "--steps", "3", "--out", file)
+    assert (done.returncode, done.stdout) == (0, f"{file}\n")
+    assert all(word in done.stderr for word in ("text_encoder", "unet", "vae_decoder", "total"))
+    with Image.open(file) as image:
+        assert image.size == (128, 128)
+        assert image.info["parameters"].startswith(f"{PROMPT}\nSteps: 3, Sampler: dpmpp_2m")
+
+
+def test_from_repeats_a_picture_bit_by_bit(tmp_path: Path) -> None:
+    first, second, third = (tmp_path / f"{name}.png" for name in "abc")
+    sdfast("generate", PROMPT, "--steps", "3", "--out", first)
+    assert sdfast("generate", "--from", first, "--out", second).returncode == 0
+    assert sdfast("generate", "--from", first, "--steps", "4", "--out", third).returncode == 0
+    pictures = [Image.open(file) for file in (first, second, third)]
+    assert pictures[0].tobytes() == pictures[1].tobytes() != pictures[2].tobytes()
+
+
+def test_many_prompts_and_counts_go_into_a_folder_as_json_says(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red star\n\n  a green ring  \n")
+    out = tmp_path / "made" / "here"
+    done = sdfast(
+        *("generate", "--prompts", prompts, "--count", "2", "--steps", "1", "--seed", "7"),
+        *("--format", "webp", "--json", "--out", out),
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["seed"] for row in rows] == [7, 8, 7, 8]
+    assert [row["request"]["prompt"] for row in rows] == ["a red star"] * 2 + ["a green ring"] * 2
+    assert sorted(str(f) for f in out.iterdir()) == sorted(row["file"] for row in rows)
+    assert all(Path(row["file"]).suffix == ".webp" for row in rows)
+
+
+def test_pictures_never_replace_others_in_a_folder(tmp_path: Path) -> None:
+    for _ in range(2):
+        sdfast("generate", "a red star", "--steps", "1", "--seed", "7", "--out", tmp_path)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["a-red-star-7-1.png", "a-red-star-7.png"]
+
+
+WRONG = {
+    "empty prompt": (["generate", ""], "prompt is empty"),
+    "no prompt": (["generate"], "PROMPT, --prompts FILE or --from"),
+    "huge prompt": (["generate", "red " * 5000], "has 5000 tokens; the model reads 75"),
+    "odd size": (["generate", "x", "--width", "100"], "try 96 or 128"),
+    "huge size": (["generate", "x", "--height", "1000000"], "from 64 to"),
+    "huge steps": (["generate", "x", "--steps", "100000"], "from 1 to 1000"),
+    "NaN": (["generate", "x", "--guidance", "nan"], "from 0 to 100"),
+    "negative seed": (["generate", "x", "--seed=-1"], "seed is -1"),
+    "unknown sampler": (["generate", "x", "--sampler", "dpm"], "known: ddim"),
+    "unknown schedule": (["generate", "x", "--schedule", "karas"], "did you mean 'karras'"),
+    "unknown backend": (["generate", "x", "--backend", "cuda"], "backend 'cuda' is unknown"),
+    "unknown format": (["generate", "x", "--format", "bmp"], "png, jpeg, jpg, webp"),
+    "unknown suffix": (["generate", "x", "--out", "x.tiff"], "png, jpeg, jpg, webp"),
+    "unknown rng": (["generate", "x", "--rng", "mt"], "philox, torch"),
+    "missing bundle": (["generate", "x", "--bundle", "nothing"], "known: demo"),
+    "missing picture": (["generate", "--from", "nothing.png"], "nothing.png cannot be read"),
+    "missing prompts": (["generate", "--prompts", "nothing.txt"], "nothing.txt cannot be read"),
+    "several into one": (["generate", "x", "--count", "2", "--out", "a.png"], "give a folder"),
+    "unwritable": (["generate", "x", "--steps", "1", "--out", "/proc/x/y.png"], "/proc/x"),
+    "word for a number": (["generate", "x", "--steps", "many"], "'many' is not a valid integer"),
+    "unknown option": (["generate", "x", "--step", "3"], "--steps"),
+    "unknown command": (["generat"], "generate"),
+    "missing checkpoint": (["export", "nothing", "there"], "there is no folder nothing"),
+    "pickle": (["export", "model.ckpt", "there"], "is a pickle"),
+    "no bundle to show": (["info", "nothing"], "known: demo"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_mistake_is_one_clear_sentence_and_exit_code_2(name: str, tmp_path: Path) -> None:
+    words, expected = WRONG[name]
+    done = sdfast(*words, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []  # nothing half done is left
+
+
+def test_a_damaged_bundle_is_refused(copied: Path) -> None:
+    (copied / "unet.onnx").write_bytes(b"")
+    done = sdfast("generate", "x", "--bundle", copied, cwd=copied.parent)
+    assert done.returncode == 2
+    assert "unet.onnx" in done.stderr
+    assert "damaged" in done.stderr
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
+    code = (
+        "import resource, sys; from sdfast.cli import main;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100));"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "sys.argv = ['sdfast', 'generate', 'x', '--steps', '1', '--out', 'x.png']; main()"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 2
+    assert "x.png cannot be written (File too large)" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_ends_a_run_at_once_and_leaves_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sdfast", "generate", "x", "--steps", "1000", "--count", "64"]
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "made")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(4)  # well into the run: it would take minutes
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode in (1, 130)
+    assert "Traceback" not in errors
+    assert list((tmp_path / "made").iterdir()) == []
+
+
+def test_info_shows_networks_and_checks_them() -> None:
+    done = sdfast("info")
+    assert done.returncode == 0
+    assert all(word in done.stdout for word in ("unet", "text_encoder", "every checksum right"))
+    assert json.loads(sdfast("info", "demo", "--json").stdout)["schema_version"] == 1
+
+
+def test_samplers_lists_them() -> None:
+    found = json.loads(sdfast("samplers", "--json").stdout)
+    assert {"dpmpp_2m", "euler"} <= {row["name"] for row in found["samplers"]}
+    assert "karras" in found["schedules"]
+    assert "dpmpp_2m" in sdfast("samplers").stdout
+
+
+def test_doctor_says_what_is_usable() -> None:
+    assert "usable, version" in sdfast("doctor").stdout
+    assert "backends" in json.loads(sdfast("doctor", "--json").stdout)
+
+
+def test_help_has_examples_and_completion_works() -> None:
+    for words in (["--help"], ["generate", "--help"], ["export", "-h"]):
+        done = sdfast(*words)
+        assert done.returncode == 0
+        assert "sdfast generate" in done.stdout
+    environment = os.environ | {"_SDFAST_COMPLETE": "bash_source"}
+    done = subprocess.run(["sdfast"], env=environment, capture_output=True, text=True)
+    assert "complete" in done.stdout

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdfast import images
+from sdfast.errors import InvalidRequest
+from sdfast.request import Request
+from sdfast.tensors import Tensor
+
+REQUEST = Request(
+    prompt="a rød circle — «quoted»",
+    negative_prompt="stripes",
+    steps=20,
+    sampler="dpmpp_2m",
+    schedule="karras",
+    guidance=4.5,
+    seed=2**60,
+    width=64,
+    height=32,
+)
+
+
+def picture() -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 64, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def test_pixels_become_pictures_with_memory_of_their_own() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 64, 3), np.uint8)
+    kept = pixels.copy()
+    found = images.from_pixels(Tensor.from_dlpack(pixels))
+    pixels[:] = 0
+    assert [image.size for image in found] == [(64, 32)] * 2
+    assert all(np.array_equal(np.asarray(i), k) for i, k in zip(found, kept, strict=True))
+
+
+@pytest.mark.parametrize("form", images.FORMATS)
+def test_every_format_carries_the_request_back(form: str, tmp_path: Path) -> None:
+    file = tmp_path / f"picture.{form}"
+    file.write_bytes(images.encode(picture(), form, REQUEST, "demo", "0.1.0"))
+    assert images.read_request(file) == REQUEST
+    with Image.open(file) as found:
+        assert found.size == (64, 32)
+        if form == "png":
+            assert np.array_equal(np.asarray(found), np.asarray(picture()))
+
+
+def test_png_has_the_parameters_line_that_other_programs_read(tmp_path: Path) -> None:
+    file = tmp_path / "picture.png"
+    file.write_bytes(images.encode(picture(), "png", REQUEST, "demo", "0.1.0"))
+    with Image.open(file) as found:
+        line, full = found.info["parameters"], json.loads(found.info["sdfast"])
+    assert line.splitlines() == [
+        "a rød circle — «quoted»",
+        "Negative prompt: stripes",
+        "Steps: 20, Sampler: dpmpp_2m, Schedule type: karras, CFG scale: 4.5, "
+        f"Seed: {2**60}, Size: 64x32, Model: demo, RNG: philox, Version: sdfast 0.1.0",
+    ]
+    assert full["request"]["prompt"] == REQUEST.prompt
+
+
+def test_jpeg_has_it_where_a1111_puts_it(tmp_path: Path) -> None:
+    file = tmp_path / "picture.jpg"
+    file.write_bytes(images.encode(picture(), "jpg", REQUEST, "demo", "0.1.0"))
+    with Image.open(file) as found:
+        comment = found.getexif().get_ifd(0x8769)[0x9286]
+    assert comment[:8] == b"UNICODE\0"
+    assert comment[8:].decode("utf-16-be").startswith(REQUEST.prompt)
+
+
+def test_pictures_of_others_are_refused(tmp_path: Path) -> None:
+    plain, text = tmp_path / "plain.png", tmp_path / "text.png"
+    picture().save(plain)
+    text.write_text("no picture")
+    for file, word in (
+        (plain, "carries no request"),
+        (text, "cannot be read as a picture"),
+        (tmp_path / "missing.png", "cannot be read"),
+        (tmp_path, "cannot be read"),
+    ):
+        with pytest.raises(InvalidRequest, match=word):
+            images.read_request(file)
+
+
+def test_an_unknown_format_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="png, jpeg, jpg, webp"):
+        images.encode(picture(), "bmp", REQUEST, "demo", "0")

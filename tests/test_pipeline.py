@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageChops
+
+import sdfast
+from sdfast.errors import BackendUnavailable, Cancelled, InvalidRequest
+
+PROMPT = "a large red circle on a blue background"
+
+
+def levels_apart(a: Image.Image, b: Image.Image) -> int:
+    """The largest difference of two pictures, in levels of 255."""
+    return max(high for _, high in ImageChops.difference(a, b).getextrema())
+
+
+def test_a_prompt_becomes_a_picture(demo: sdfast.Pipeline) -> None:
+    result = demo(PROMPT, seed=0)
+    assert [image.size for image in result.images] == [(128, 128)]
+    assert result.seeds == (0,)
+    assert set(result.timings) == {"text_encoder", "unet", "vae_decoder", "total"}
+    assert all(seconds > 0 for seconds in result.timings.values())
+    assert result.request.steps == 20
+
+
+def test_the_same_seed_gives_the_same_picture(demo: sdfast.Pipeline) -> None:
+    first, second = (demo(PROMPT, seed=5, steps=4).images[0] for _ in range(2))
+    assert levels_apart(first, second) == 0
+    assert levels_apart(first, demo(PROMPT, seed=6, steps=4).images[0]) > 0
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler_ancestral"])
+def test_same_seed_gives_the_same_picture_in_any_batch_place(
+    demo: sdfast.Pipeline, sampler: str
+) -> None:
+    together = demo(PROMPT, seed=3, count=5, steps=6, sampler=sampler)
+    assert together.seeds == (3, 4, 5, 6, 7)
+    for image, seed in zip(together.images, together.seeds, strict=True):
+        alone = demo(PROMPT, seed=seed, steps=6, sampler=sampler).images[0]
+        # Matrix products of another height may sum in another order: a level or two.
+        assert levels_apart(image, alone) <= 2
+
+
+def test_a_result_can_be_repeated_from_its_request(demo: sdfast.Pipeline) -> None:
+    first = demo(PROMPT, steps=4)  # a random seed
+    assert levels_apart(first.images[0], demo(first.request).images[0]) == 0
+
+
+@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "ddim", "dpmpp_2m"])
+@pytest.mark.parametrize("schedule", ["karras", "normal", "simple"])
+def test_every_sampler_and_schedule_draws(
+    demo: sdfast.Pipeline, sampler: str, schedule: str
+) -> None:
+    image = demo(PROMPT, seed=0, steps=5, sampler=sampler, schedule=schedule).images[0]
+    assert np.asarray(image).std() > 10
+
+
+def test_other_sizes_draw(demo: sdfast.Pipeline) -> None:
+    assert demo(PROMPT, seed=0, steps=2, width=192, height=96).images[0].size == (192, 96)
+
+
+def test_guidance_1_leaves_the_unguided_half_out(demo: sdfast.Pipeline) -> None:
+    plain = demo(PROMPT, seed=0, steps=4, guidance=1.0).images[0]
+    ignored = demo(PROMPT, "stripes", seed=0, steps=4, guidance=1.0).images[0]
+    nearly = demo(PROMPT, seed=0, steps=4, guidance=1.0 + 1e-9).images[0]
+    assert levels_apart(plain, ignored) == 0
+    assert levels_apart(plain, nearly) <= 2
+
+
+def test_the_negative_prompt_matters(demo: sdfast.Pipeline) -> None:
+    plain = demo(PROMPT, seed=0, steps=4).images[0]
+    assert levels_apart(plain, demo(PROMPT, "green", seed=0, steps=4).images[0]) > 2
+
+
+def test_the_names_of_diffusers_mean_the_same(demo: sdfast.Pipeline) -> None:
+    ours = demo(PROMPT, seed=9, steps=4, guidance=3.0, count=2, rng="torch")
+    theirs = demo(
+        PROMPT,
+        num_inference_steps=4,
+        guidance_scale=3.0,
+        num_images_per_prompt=2,
+        generator=torch.Generator().manual_seed(9),
+    )
+    assert ours.request == theirs.request
+    assert levels_apart(ours.images[1], theirs.images[1]) == 0
+
+
+def test_progress_is_told_and_false_cancels(demo: sdfast.Pipeline) -> None:
+    seen: list[tuple[int, int]] = []
+    demo(PROMPT, steps=3, count=5, callback=lambda done, of: seen.append((done, of)))
+    assert seen == [(k, 6) for k in range(1, 7)]
+    with pytest.raises(Cancelled, match="cancelled"):
+        demo(PROMPT, steps=3, callback=lambda done, of: done < 2)
+    assert demo(PROMPT, steps=2).images  # and the pipeline goes on
+
+
+def test_a_closed_pipeline_opens_again() -> None:
+    pipe = sdfast.load("demo", threads=1)
+    first = pipe(PROMPT, seed=0, steps=2).images[0]
+    pipe.close()
+    assert levels_apart(first, pipe(PROMPT, seed=0, steps=2).images[0]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ({"steps": 3, "num_inference_steps": 3}, "steps is given twice"),
+        ({"seed": 1, "generator": torch.Generator()}, "seed is given twice"),
+        ({"generator": 3}, "must be one torch.Generator"),
+        ({"step": 3}, "did you mean 'steps'"),
+        ({"steps": 0}, "from 1 to 1000"),
+    ],
+)
+def test_wrong_parameters_are_refused(
+    demo: sdfast.Pipeline, arguments: dict[str, Any], word: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=word):
+        demo(PROMPT, **arguments)
+    with pytest.raises(InvalidRequest, match="carries every parameter"):
+        demo(sdfast.Request(PROMPT), steps=3)
+
+
+def test_wrong_devices_and_backends_are_refused() -> None:
+    with pytest.raises(BackendUnavailable, match="auto or cpu"):
+        sdfast.load("demo", device="cuda:7")
+    with pytest.raises(InvalidRequest, match="threads"):
+        sdfast.load("demo", threads=-1)
+    with pytest.raises(BackendUnavailable, match="unknown"):
+        sdfast.load("demo", backend="nothing")(PROMPT)

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sdfast import program, samplers
+from sdfast.errors import InvalidRequest, UnknownSampler
+from sdfast.program import Combine, Eval, Noise, Program
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def model(x: Array, sigma: float) -> Array:
+    return np.tanh(x / (1 + sigma)) * 0.8
+
+
+def draws() -> Iterator[Array]:
+    rng = np.random.default_rng(5)
+    while True:
+        yield rng.standard_normal((1, 4, 3, 3))
+
+
+def interpret(traced: Program, x: Array) -> Array:
+    """What a program means, in NumPy and float64; slots begin as NaN, so that reading one that was
+    never written shows."""
+    slots = [np.full_like(x, np.nan) for _ in range(traced.slots)]
+    slots[0] = x
+    noise = draws()
+    for instruction in traced.instructions:
+        if isinstance(instruction, Eval):
+            assert instruction.out != instruction.x
+            slots[instruction.out] = model(slots[instruction.x], instruction.sigma)
+        elif isinstance(instruction, Combine):
+            slots[instruction.out] = sum(c * slots[slot] for c, slot in instruction.terms)
+        else:
+            slots[instruction.out] = next(noise)
+    return slots[traced.result]
+
+
+levels = st.lists(
+    st.floats(1e-3, 100), min_size=1, max_size=30, unique_by=lambda s: round(s, 4)
+).map(lambda s: (*sorted(s, reverse=True), 0.0))
+
+
+@pytest.mark.parametrize("name", samplers.names())
+@given(sigmas=levels)
+def test_a_program_does_what_its_function_does(name: str, sigmas: tuple[float, ...]) -> None:
+    x = np.random.default_rng(1).standard_normal((1, 4, 3, 3)) * sigmas[0]
+    noise = draws()
+    sampler = samplers.get(name)
+    expected = sampler.sample(model, x, sigmas, lambda a, b: next(noise))
+    traced = program.trace(name, sigmas)
+    # Sums in another order: rounding of float64, relative to the largest value on the way.
+    assert np.abs(interpret(traced, x) - expected).max() <= 1e-12 * sigmas[0] * 10
+    assert traced.evaluations == sampler.evaluations(len(sigmas) - 1)
+
+
+SIGMAS = (14.6, 7.0, 2.0, 0.5, 0.03, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "slots"),
+    [
+        ("euler", {}, 2),  # x, D
+        ("ddim", {}, 2),
+        ("euler_ancestral", {}, 3),  # x, D, noise
+        ("dpmpp_2m", {}, 3),  # x, D, the D before
+    ],
+)
+def test_slots_are_as_few_as_the_method_needs(
+    name: str, parameters: dict[str, Any], slots: int
+) -> None:
+    assert program.trace(name, SIGMAS, **parameters).slots == slots
+
+
+def test_a_step_of_a_multistep_method_is_one_call_and_one_pass() -> None:
+    kinds = [type(i) for i in program.trace("dpmpp_2m", SIGMAS).instructions]
+    assert kinds == [Eval, Combine] * 4 + [Eval]  # the last step ends at D itself
+
+
+def test_draws_keep_their_order_and_intervals() -> None:
+    drawn = [
+        i for i in program.trace("euler_ancestral", SIGMAS).instructions if isinstance(i, Noise)
+    ]
+    assert [(n.sigma, n.sigma_next) for n in drawn] == list(pairwise(SIGMAS[:5]))
+
+
+def test_the_same_trace_is_equal_and_hashable() -> None:
+    first, second = (program.trace("DPM++ 2M", SIGMAS) for _ in range(2))
+    assert first == second
+    assert hash(first) == hash(second)
+    assert first.sampler == "dpmpp_2m"
+
+
+def test_slots_do_not_grow_with_steps() -> None:
+    for name in samplers.names():
+        counts = {
+            program.trace(name, (*np.geomspace(14, 0.03, n), 0.0)).slots for n in (5, 20, 200)
+        }
+        assert len(counts) == 1
+
+
+def test_errors_are_those_of_the_sampler() -> None:
+    with pytest.raises(UnknownSampler):
+        program.trace("nothing", SIGMAS)
+    with pytest.raises(InvalidRequest, match="no parameter"):
+        program.trace("dpmpp_2m", SIGMAS, eta=1.0)
+    with pytest.raises(ValueError, match="descend"):
+        program.trace("euler", (1.0, 2.0))

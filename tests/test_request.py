@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from sdfast import bundle
+from sdfast.errors import InvalidRequest, SdfastError, UnknownSampler, UnknownSchedule
+from sdfast.request import MAX_SEED, Request, resolve
+
+
+@pytest.fixture(scope="module")
+def demo() -> bundle.Bundle:
+    return bundle.load("demo")
+
+
+def test_the_bundle_fills_what_is_left_open(demo: bundle.Bundle) -> None:
+    found = resolve(Request("a red star"), demo)
+    defaults = demo.defaults
+    assert (found.sampler, found.schedule) == (defaults.sampler, defaults.schedule)
+    assert (found.steps, found.guidance) == (defaults.steps, defaults.guidance)
+    assert (found.width, found.height, found.count) == (128, 128, 1)
+    assert 0 <= found.seed < 2**32
+
+
+def test_aliases_become_canonical_names(demo: bundle.Bundle) -> None:
+    found = resolve(Request("x", sampler="DPM++ 2M", schedule="KARRAS"), demo)
+    assert (found.sampler, found.schedule) == ("dpmpp_2m", "karras")
+
+
+def test_image_k_has_seed_plus_k_and_the_last_seed_is_followed_by_the_first(
+    demo: bundle.Bundle,
+) -> None:
+    assert resolve(Request("x", seed=5, count=3), demo).seeds == (5, 6, 7)
+    assert resolve(Request("x", seed=MAX_SEED, count=2), demo).seeds == (MAX_SEED, 0)
+
+
+def test_a_request_survives_json() -> None:
+    request = Request("x", steps=3, guidance=2.5, seed=2**63)
+    assert Request.from_dict(request.to_dict()) == request
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "word"),
+    [
+        ({"prompt": ""}, InvalidRequest, "prompt is empty"),
+        ({"prompt": " \n"}, InvalidRequest, "prompt is empty"),
+        ({"prompt": 3}, InvalidRequest, "must be text"),
+        ({"negative_prompt": None}, InvalidRequest, "must be text"),
+        ({"steps": 0}, InvalidRequest, "from 1 to 1000"),
+        ({"steps": 1001}, InvalidRequest, "from 1 to 1000"),
+        ({"steps": 2.5}, InvalidRequest, "whole number"),
+        ({"steps": True}, InvalidRequest, "whole number"),
+        ({"guidance": math.nan}, InvalidRequest, "from 0 to 100"),
+        ({"guidance": math.inf}, InvalidRequest, "from 0 to 100"),
+        ({"guidance": -1}, InvalidRequest, "from 0 to 100"),
+        ({"guidance": "7"}, InvalidRequest, "from 0 to 100"),
+        ({"seed": -1}, InvalidRequest, "seed"),
+        ({"seed": 2**64}, InvalidRequest, "seed"),
+        ({"count": 0}, InvalidRequest, "from 1 to 64"),
+        ({"width": 100}, InvalidRequest, "try 96 or 128"),
+        ({"height": 129}, InvalidRequest, "try 128 or 160"),
+        ({"width": 10**9}, InvalidRequest, "from 64"),
+        ({"width": 0}, InvalidRequest, "from 64"),
+        ({"rng": "cuda"}, InvalidRequest, "philox, torch"),
+        ({"sampler": "eulr"}, UnknownSampler, "did you mean"),
+        ({"schedule": "kerras"}, UnknownSchedule, "did you mean 'karras'"),
+    ],
+)
+def test_what_is_out_of_range_is_named_with_what_is_allowed(
+    demo: bundle.Bundle, values: dict[str, Any], error: type[SdfastError], word: str
+) -> None:
+    with pytest.raises(error, match=word) as caught:
+        resolve(Request(**{"prompt": "a red star", **values}), demo)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_parameters_are_named() -> None:
+    with pytest.raises(InvalidRequest, match="did you mean 'steps'"):
+        Request.from_dict({"prompt": "x", "stepz": 3})
+    with pytest.raises(InvalidRequest, match="no prompt"):
+        Request.from_dict({})

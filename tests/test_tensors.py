@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sdfast.tensors import Tensor
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [("f32", "<f4"), ("f16", "<f2"), ("i32", "<i4"), ("i64", "<i8"), ("u8", "|u1")],
+)
+def test_every_type_has_the_width_and_format_that_numpy_gives_it(dtype: str, expected: str) -> None:
+    tensor = Tensor.empty((2, 3, 5), dtype)
+    array = np.asarray(tensor)
+    assert array.dtype == np.dtype(expected)
+    assert array.shape == tensor.shape == (2, 3, 5)
+    assert array.nbytes == tensor.nbytes
+    assert (tensor.dtype, tensor.device) == (dtype, "cpu")
+
+
+def test_memory_is_aligned_to_cache_lines() -> None:
+    assert all(Tensor.empty((n,), "u8").pointer % 64 == 0 for n in range(1, 100, 7))
+
+
+def test_the_buffer_protocol_shares_memory() -> None:
+    tensor = Tensor.empty((4,), "f32")
+    np.asarray(tensor)[:] = [1, 2, 3, 4]
+    assert memoryview(tensor).tolist() == [1, 2, 3, 4]
+    assert np.from_dlpack(tensor).tolist() == [1, 2, 3, 4]
+    assert np.from_dlpack(tensor).ctypes.data == tensor.pointer
+
+
+def test_memory_of_another_library_is_shared_and_kept_alive() -> None:
+    array = np.arange(6, dtype=np.int32).reshape(2, 3)
+    tensor = Tensor.from_dlpack(array)
+    assert tensor.pointer == array.ctypes.data
+    del array
+    assert np.asarray(tensor).tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_a_view_outlives_its_tensor() -> None:
+    view = np.asarray(Tensor.empty((1000,), "f32"))
+    view[:] = 7
+    assert (view == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "device", "word"),
+    [((2,), "f64", "cpu", "f64"), ((0,), "f32", "cpu", "positive"), ((2,), "f32", "cuda", "cuda")],
+)
+def test_what_cannot_be_made_says_why(
+    shape: tuple[int, ...], dtype: str, device: str, word: str
+) -> None:
+    with pytest.raises(ValueError, match=word):
+        Tensor.empty(shape, dtype, device)
+
+
+def test_a_strided_array_is_refused() -> None:
+    with pytest.raises(TypeError):
+        Tensor.from_dlpack(np.zeros((4, 4), np.float32)[:, ::2])
