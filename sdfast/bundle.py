@@ -19,8 +19,7 @@ from pathlib import Path, PurePosixPath
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from . import store
-from .errors import BundleError, nearest
+from .errors import BundleError
 from .tensors import TensorSpec
 
 SCHEMA_VERSION = 1
@@ -136,45 +135,8 @@ class Bundle:
         return self.path / self.manifest.networks[name].file
 
 
-def packaged() -> Path:
-    """The folder of bundles that come with sdfast: beside this file when installed, at the top of
-    the source tree otherwise."""
-    installed = Path(__file__).parent / "engines"
-    return installed if installed.is_dir() else Path(__file__).parent.parent / "engines"
-
-
-def names() -> tuple[str, ...]:
-    """The bundles that can be loaded by name, packaged ones first."""
-    found = (
-        folder.name
-        for place in (packaged(), store.home() / "bundles")
-        if place.is_dir()
-        for folder in sorted(place.iterdir())
-        if (folder / MANIFEST).is_file()
-    )
-    return tuple(dict.fromkeys(found))
-
-
-def find(name_or_path: str | Path) -> Path:
-    """The folder of a bundle given by name or path. Raises BundleError when there is none."""
-    text = str(name_or_path)
-    if text and Path(text).name == text:  # a bare name: packaged, then in the store
-        for place in (packaged(), store.home() / "bundles"):
-            if (place / text / MANIFEST).is_file():
-                return place / text
-    folder = Path(text).expanduser()
-    if text and (folder / MANIFEST).is_file():
-        return folder
-    raise BundleError(
-        f"there is no bundle {text!r}{nearest(text, names())}; known: "
-        f"{', '.join(names()) or 'none'}; or give the path of a folder with {MANIFEST}, as "
-        "`sdfast export` writes"
-    )
-
-
-def load(name_or_path: str | Path) -> Bundle:
-    """Finds a bundle and checks all of it. Raises BundleError."""
-    folder = find(name_or_path)
+def load(folder: Path) -> Bundle:
+    """The bundle in a folder, all of it checked. Raises BundleError."""
     manifest = parse(folder / MANIFEST)
     check_files(folder, manifest)
     return Bundle(folder, manifest)
@@ -201,10 +163,10 @@ def parse(file: Path) -> Manifest:
 
 
 def write(folder: Path, manifest: Manifest) -> None:
-    """Writes bundle.json into the folder."""
+    """Writes bundle.json into the folder, which is being made."""
     _check(manifest)
     text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n"
-    store.write_atomically(folder / MANIFEST, text.encode())
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:

@@ -254,9 +254,9 @@ def info(bundle: str, as_json: bool) -> None:
     """Check a BUNDLE and show what it holds."""
     from dataclasses import asdict
 
-    from . import bundle as bundles
+    from . import store
 
-    found = bundles.load(bundle)
+    found = store.load(bundle)
     manifest = found.manifest
     if as_json:
         click.echo(json.dumps(asdict(manifest), indent=2, ensure_ascii=False))

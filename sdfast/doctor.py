@@ -9,7 +9,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from . import __version__, backends, bundle, store
+from . import __version__, backends, store
 
 _FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd")
 
@@ -20,7 +20,7 @@ def examine() -> dict[str, dict[str, str]]:
         "sdfast": {
             "version": __version__,
             "python": platform.python_version(),
-            "bundles": ", ".join(bundle.names()) or "none",
+            "bundles": ", ".join(store.names()) or "none",
         },
         "CPU": _cpu(),
         "backends": {name: _backend(name, why) for name, why in backends.usable().items()},

@@ -11,8 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from . import bundle as bundles
-from . import images, program, schedules
+from . import images, program, schedules, store
 from .backends import Engine, open_engine
 from .bundle import Bundle
 from .conditioning import TextEncoder, load_tokenizer
@@ -66,7 +65,7 @@ def load(
         raise BackendUnavailable(f"device {device!r} is unknown; use auto or cpu")
     if not 0 <= threads <= 1024:
         raise InvalidRequest(f"threads is {threads}; it must be from 0 (one a core) to 1024")
-    return Pipeline(bundles.load(bundle), backend, threads)
+    return Pipeline(store.load(bundle), backend, threads)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import sdfast
-from sdfast import bundle
+from sdfast import store
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +20,7 @@ def demo() -> sdfast.Pipeline:
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
     """A copy of the demo bundle in a folder of its own."""
-    return Path(shutil.copytree(bundle.find("demo"), tmp_path / "copied"))
+    return Path(shutil.copytree(store.find("demo"), tmp_path / "copied"))
 
 
 @pytest.fixture(scope="session")

@@ -8,19 +8,19 @@ from typing import Any
 import pytest
 
 import sdfast
-from sdfast import bundle
+from sdfast import bundle, store
 from sdfast.errors import BundleError
 
 
 def test_the_demo_bundle_is_found_by_name_and_by_path() -> None:
-    by_name, by_path = bundle.load("demo"), bundle.load(bundle.find("demo"))
+    by_name, by_path = store.load("demo"), store.load(store.find("demo"))
     assert by_name == by_path
     assert by_name.name == "demo"
     assert set(by_name.manifest.networks) == set(bundle.NETWORKS)
 
 
 def test_the_demo_bundle_is_small_enough_for_git() -> None:
-    size = sum(f.stat().st_size for f in bundle.find("demo").rglob("*") if f.is_file())
+    size = sum(f.stat().st_size for f in store.find("demo").rglob("*") if f.is_file())
     assert size <= 8_000_000
 
 
@@ -30,14 +30,14 @@ def test_a_bundle_in_the_store_is_found_by_name(
     monkeypatch.setenv("SDFAST_HOME", str(tmp_path))
     (tmp_path / "bundles").mkdir()
     copied.rename(tmp_path / "bundles" / "mine")
-    assert bundle.load("mine").path == tmp_path / "bundles" / "mine"
-    assert bundle.names() == ("demo", "mine")
+    assert store.load("mine").path == tmp_path / "bundles" / "mine"
+    assert store.names() == ("demo", "mine")
 
 
 @pytest.mark.parametrize("name", ["dmo", "", "/nowhere/at/all", "../demo", "."])
 def test_a_missing_bundle_lists_those_that_are_there(name: str) -> None:
     with pytest.raises(BundleError, match="known: demo"):
-        bundle.find(name)
+        store.find(name)
 
 
 def test_what_is_written_is_what_is_read(copied: Path) -> None:

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sdfast import bundle
+from sdfast import store
 from sdfast.backends import open_engine
 from sdfast.conditioning import TextEncoder, load_tokenizer, tokens
 from sdfast.errors import BundleError, InvalidRequest
 
-DEMO = bundle.load("demo")
+DEMO = store.load("demo")
 TOKENIZER = DEMO.path / DEMO.manifest.tokenizer
 
 

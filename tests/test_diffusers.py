@@ -15,7 +15,7 @@ from diffusers import (
 )
 
 import sdfast
-from sdfast import bundle, schedules
+from sdfast import schedules, store
 from sdfast.export.demo.models import CHECKPOINT
 
 PROMPT = "a small yellow star on a striped purple background, top left"
@@ -70,7 +70,7 @@ class Fractional:
 
     def set_timesteps(self, steps: int, device: Any = None) -> None:
         self._inner.set_timesteps(steps, device=device)
-        betas = bundle.load("demo").manifest.betas
+        betas = store.load("demo").manifest.betas
         ns = schedules.NoiseSchedule.from_betas(betas.name, betas.start, betas.end, betas.count)
         exact = [ns.timestep(float(sigma)) for sigma in self._inner.sigmas[:-1]]
         self._inner.timesteps = torch.tensor(exact, dtype=torch.float32)

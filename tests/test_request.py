@@ -5,17 +5,18 @@ from typing import Any
 
 import pytest
 
-from sdfast import bundle
+from sdfast import store
+from sdfast.bundle import Bundle
 from sdfast.errors import InvalidRequest, SdfastError, UnknownSampler, UnknownSchedule
 from sdfast.request import MAX_SEED, Request, resolve
 
 
 @pytest.fixture(scope="module")
-def demo() -> bundle.Bundle:
-    return bundle.load("demo")
+def demo() -> Bundle:
+    return store.load("demo")
 
 
-def test_the_bundle_fills_what_is_left_open(demo: bundle.Bundle) -> None:
+def test_the_bundle_fills_what_is_left_open(demo: Bundle) -> None:
     found = resolve(Request("a red star"), demo)
     defaults = demo.defaults
     assert (found.sampler, found.schedule) == (defaults.sampler, defaults.schedule)
@@ -24,13 +25,13 @@ def test_the_bundle_fills_what_is_left_open(demo: bundle.Bundle) -> None:
     assert 0 <= found.seed < 2**32
 
 
-def test_aliases_become_canonical_names(demo: bundle.Bundle) -> None:
+def test_aliases_become_canonical_names(demo: Bundle) -> None:
     found = resolve(Request("x", sampler="DPM++ 2M", schedule="KARRAS"), demo)
     assert (found.sampler, found.schedule) == ("dpmpp_2m", "karras")
 
 
 def test_image_k_has_seed_plus_k_and_the_last_seed_is_followed_by_the_first(
-    demo: bundle.Bundle,
+    demo: Bundle,
 ) -> None:
     assert resolve(Request("x", seed=5, count=3), demo).seeds == (5, 6, 7)
     assert resolve(Request("x", seed=MAX_SEED, count=2), demo).seeds == (MAX_SEED, 0)
@@ -69,7 +70,7 @@ def test_a_request_survives_json() -> None:
     ],
 )
 def test_what_is_out_of_range_is_named_with_what_is_allowed(
-    demo: bundle.Bundle, values: dict[str, Any], error: type[SdfastError], word: str
+    demo: Bundle, values: dict[str, Any], error: type[SdfastError], word: str
 ) -> None:
     with pytest.raises(error, match=word) as caught:
         resolve(Request(**{"prompt": "a red star", **values}), demo)

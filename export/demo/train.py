@@ -53,7 +53,7 @@ class Plan:
 PLANS = {
     "vae": Plan(steps=6500, batch=16, rate=2e-3),
     "text": Plan(steps=600, batch=64, rate=2e-3, warmup=100),
-    "unet": Plan(steps=5000, batch=64, rate=1.5e-3, averaging=0.999),
+    "unet": Plan(steps=4000, batch=64, rate=1.5e-3, averaging=0.999),
 }
 
 
@@ -331,7 +331,7 @@ def train_unet(
     def show(best: nn.Module) -> Image.Image:
         assert isinstance(best, UNet2DConditionModel)
         rng = random.Random(7)
-        wanted = [scenes.sample(rng, held_out=True) for _ in range(48)]
+        wanted = [scenes.sample(rng, held_out=True) for _ in range(24)]
         prompts = [scenes.caption(scene, rng) for scene in wanted]
         pictures = sample(best, autoencoder, text, tokenizer, prompts)
         right = [scenes.read(p).agrees(s) for p, s in zip(pictures, wanted, strict=True)]
@@ -390,7 +390,8 @@ def sample(
     context = text(words).last_hidden_state
     models.SCHEDULER.set_timesteps(steps)
     for t in models.SCHEDULER.timesteps:
-        unguided, guided = denoiser(torch.cat([x, x]), t, context).sample.float().chunk(2)
+        with _bf16():
+            unguided, guided = denoiser(torch.cat([x, x]), t, context).sample.float().chunk(2)
         x = models.SCHEDULER.step(unguided + guidance * (guided - unguided), t, x).prev_sample
     return _pixels(autoencoder.decode(x / autoencoder.config.scaling_factor).sample)
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sdfast import backends, bundle
+from sdfast import backends, store
 from sdfast.errors import BackendUnavailable, BundleError
 from sdfast.tensors import Tensor, TensorSpec
 
-DEMO = bundle.load("demo")
+DEMO = store.load("demo")
 
 
 def tensors(rows: int, side: int, seed: int = 0) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sdfast import bundle
+from sdfast import bundle, store
 from sdfast.backends import open_engine
 from sdfast.bundle import Bundle
 from sdfast.errors import CheckpointError, OutputError
@@ -37,7 +37,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, list[str
 def test_the_committed_bundle_is_what_the_checkpoint_exports_to(
     exported: tuple[Bundle, list[str]],
 ) -> None:
-    again, committed = exported[0].manifest, bundle.load("demo").manifest
+    again, committed = exported[0].manifest, store.load("demo").manifest
     weights = {name for name in committed.files if not name.endswith(".onnx")}
     assert {n: again.files[n] for n in weights} == {n: committed.files[n] for n in weights}
     for part in ("networks", "betas", "sizes", "context", "defaults", "latent_scale", "prediction"):
