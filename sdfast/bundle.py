@@ -207,7 +207,7 @@ def _check(manifest: Manifest) -> None:
         f"prediction must be one of {', '.join(PREDICTIONS)}": manifest.prediction in PREDICTIONS,
         "a size is not positive": min(asdict(sizes).values()) > 0,
         "a default size is out of range": all(
-            sizes.minimum <= side <= sizes.maximum and side % sizes.multiple == 0
+            sizes.minimum <= side <= sizes.maximum and side % max(sizes.multiple, 1) == 0
             for side in (sizes.width, sizes.height)
         ),
         "latent_scale must be above 0": manifest.latent_scale > 0,

@@ -262,15 +262,6 @@ def info(bundle: str, as_json: bool) -> None:
         click.echo(json.dumps(asdict(manifest), indent=2, ensure_ascii=False))
         return
     sizes, defaults = manifest.sizes, manifest.defaults
-    table = _table("network", "parameters", "inputs", "outputs", "from torch (relative)")
-    for name, network in manifest.networks.items():
-        table.add_row(
-            name,
-            f"{network.parameters:,}",
-            ", ".join(network.inputs),
-            ", ".join(network.outputs),
-            f"{network.difference.relative:.1g}",
-        )
     total = sum(file.stat().st_size for file in found.path.rglob("*") if file.is_file())
     click.echo(f"{found.name}: {found.path} ({total / 1e6:.1f} MB, every checksum right)")
     click.echo(
@@ -281,11 +272,16 @@ def info(bundle: str, as_json: bool) -> None:
         f"defaults: {defaults.sampler}, {defaults.schedule}, {defaults.steps} steps, "
         f"guidance {defaults.guidance:g}"
     )
-    _show(table)
+    for name, network in manifest.networks.items():
+        tensors = f"{', '.join(network.inputs)} → {', '.join(network.outputs)}"
+        click.echo(
+            f"  {name}: {network.parameters:,} parameters, {tensors}, "
+            f"within {network.difference.absolute:.1g} of torch"
+        )
 
 
 @main.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def samplers(as_json: bool) -> None:
     """List the samplers and schedules."""
     from . import samplers as library
@@ -307,12 +303,10 @@ def samplers(as_json: bool) -> None:
         ]
         click.echo(json.dumps({"samplers": rows, "schedules": schedules.names()}, indent=2))
         return
-    table = _table("sampler", "also called", "noise", "paper", "what it does")
     for s in found:
-        noise = "yes" if s.stochastic else "no"
-        table.add_row(s.name, s.aliases[0] if s.aliases else "", noise, s.paper, s.doc)
-    _show(table)
-    click.echo(f"schedules: {', '.join(schedules.names())}")
+        click.echo(f"{click.style(s.name, bold=True)} ({', '.join(s.aliases)})")
+        click.echo(f"    {s.doc} {s.paper}")
+    click.echo(f"\n{click.style('schedules', bold=True)}: {', '.join(schedules.names())}")
 
 
 @main.command()
@@ -329,15 +323,3 @@ def doctor(as_json: bool) -> None:
         click.echo(click.style(heading, bold=True))
         for name, fact in facts.items():
             click.echo(f"  {name}: {fact}")
-
-
-def _table(*headings: str) -> Any:
-    from rich.table import Table
-
-    return Table(*headings)
-
-
-def _show(table: Any) -> None:
-    from rich.console import Console
-
-    Console().print(table)

@@ -31,9 +31,8 @@ def tokens(tokenizer: Tokenizer, name: str, text: str, length: int) -> list[int]
     tokenizer.no_truncation()
     ids = tokenizer.encode(text).ids
     if len(ids) > length:
-        used = len(tokenizer.encode(text, add_special_tokens=False).ids)
         raise InvalidRequest(
-            f"the {name} has {used} tokens; the model reads {length - 2}: shorten it"
+            f"the {name} has {len(ids) - 2} tokens; the model reads {length - 2}: shorten it"
         )
     return list(ids)
 

@@ -19,9 +19,6 @@ from __future__ import annotations
 import argparse
 import math
 import random
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,121 +26,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from PIL import Image, ImageDraw
+from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from . import models, scenes
-
-SEED = 0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long and how fast a stage learns. `rate` is the peak of a cosine with warm-up."""
-
-    steps: int
-    batch: int
-    rate: float
-    warmup: int = 200
-    averaging: float = 0.0  # decay of the weights' moving average; 0: none
-
+from .loop import SEED, Plan, fit
 
 PLANS = {
     "vae": Plan(steps=6500, batch=16, rate=2e-3),
     "text": Plan(steps=600, batch=64, rate=2e-3, warmup=100),
     "unet": Plan(steps=4000, batch=64, rate=1.5e-3, averaging=0.999),
 }
-
-
-# --- the loop that all three stages share --------------------------------------------------------
-
-
-def fit(
-    stage: str,
-    plan: Plan,
-    module: nn.Module,
-    loss_of: Callable[[int], Tensor],
-    work: Path,
-    resume: bool,
-    show: Callable[[nn.Module], Image.Image] | None = None,
-) -> nn.Module:
-    """Minimises `loss_of(step)` over the module's weights and returns the module, or its average.
-
-    State is saved every 500 steps to `work/STAGE.pt`; `show` draws a grid of samples there too.
-    """
-    average = torch.optim.swa_utils.AveragedModel(
-        module, avg_fn=lambda kept, new, n: kept + (new - kept) * (1 - _decay(plan, int(n)))
-    )
-    optimiser = torch.optim.AdamW(module.parameters(), lr=plan.rate, betas=(0.9, 0.99))
-    losses: list[float] = []
-    state_file = work / f"{stage}.pt"
-    if resume and state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        module.load_state_dict(state["module"])
-        average.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
-        losses = state["losses"]
-    module.train()
-    started = time.monotonic()
-    for step in range(len(losses), plan.steps):
-        torch.manual_seed(SEED * 1_000_003 + step)
-        for group in optimiser.param_groups:
-            group["lr"] = plan.rate * _cosine(step, plan)
-        loss = loss_of(step)
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimiser.step()
-        if plan.averaging:
-            average.update_parameters(module)
-        losses.append(loss.item())
-        if (step + 1) % 50 == 0:
-            mean, seconds = np.mean(losses[-50:]), time.monotonic() - started
-            print(f"{stage} {step + 1}/{plan.steps} loss {mean:.4f} {seconds:.0f} s", flush=True)
-        if (step + 1) % 500 == 0 or step + 1 == plan.steps:
-            kept = {
-                "module": module.state_dict(),
-                "average": average.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "losses": losses,
-            }
-            torch.save(kept, state_file.with_suffix(".tmp"))
-            state_file.with_suffix(".tmp").replace(state_file)
-            curve(losses).save(work / f"{stage}-loss.png")
-            if show is not None:
-                best = average.module if plan.averaging else module
-                show(best.eval()).save(work / f"{stage}-samples.png")
-                module.train()
-    return (average.module if plan.averaging else module).eval()
-
-
-def _decay(plan: Plan, updates: int) -> float:
-    return min(plan.averaging, (1 + updates) / (10 + updates))
-
-
-def _cosine(step: int, plan: Plan) -> float:
-    if step < plan.warmup:
-        return (step + 1) / plan.warmup
-    done = (step - plan.warmup) / max(1, plan.steps - plan.warmup)
-    return 0.5 * (1 + math.cos(math.pi * done)) + 1e-3
-
-
-def curve(losses: list[float], width: int = 800, height: int = 300) -> Image.Image:
-    """The losses, smoothed, on a logarithmic axis."""
-    window = max(1, len(losses) // 400)
-    count = len(losses) // window
-    smooth = np.log10(np.array(losses[: count * window]).reshape(count, window).mean(1))
-    low, high = float(smooth.min()), float(smooth.max()) + 1e-9
-    picture = Image.new("RGB", (width, height), "white")
-    pen = ImageDraw.Draw(picture)
-    x = np.linspace(10, width - 10, count)
-    y = 20 + (height - 40) * (high - smooth) / (high - low + 1e-9)
-    pen.line(list(zip(x.tolist(), y.tolist(), strict=True)), fill="navy", width=2)
-    pen.text((12, 4), f"{10**high:.4g}", fill="black")
-    pen.text((12, height - 16), f"{10**low:.4g} at {len(losses)} steps", fill="black")
-    return picture
 
 
 def grid(pictures: np.ndarray[Any, np.dtype[np.uint8]], columns: int) -> Image.Image:
@@ -162,15 +57,11 @@ def _bf16() -> torch.autocast:
 
 
 def _drawn(count: int, seed: int) -> tuple[Tensor, list[scenes.Scene]]:
-    """Pictures u8 [count, 3, 128, 128] and their scenes; a fifth name neither size nor place."""
+    """Pictures u8 [count, 3, 128, 128] and their scenes."""
     rng = random.Random(seed)
-    chosen = [_training_scene(rng) for _ in range(count)]
+    chosen = [scenes.sample(rng) for _ in range(count)]
     pixels = np.stack([np.asarray(scenes.draw(scene, rng)) for scene in chosen])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), chosen
-
-
-def _training_scene(rng: random.Random) -> scenes.Scene:
-    return scenes.sample(rng)
 
 
 def _caption(scene: scenes.Scene, rng: random.Random) -> str:
@@ -273,7 +164,7 @@ def train_text(work: Path, resume: bool, plan: Plan, tokenizer: Tokenizer) -> CL
 
     def loss_of(step: int) -> Tensor:
         rng = random.Random(SEED * 1_000_003 + step)
-        chosen = [_training_scene(rng) for _ in range(plan.batch)]
+        chosen = [scenes.sample(rng) for _ in range(plan.batch)]
         ids = models.tokens(tokenizer, [_caption(s, rng) for s in chosen]).to(_device())
         labels = torch.tensor([_labels(s) for s in chosen], device=_device())
         with _bf16():
@@ -355,9 +246,14 @@ def _latents(work: Path, autoencoder: AutoencoderKL) -> tuple[Tensor, list[scene
         with torch.no_grad(), _bf16():
             means = torch.cat([_encoded(autoencoder, part) for part in pictures.split(50)])
         torch.save(means, kept)
-    factor = round(1 / means.std().item(), 5)
+    factor = _scaling(means)
     autoencoder.register_to_config(scaling_factor=factor)
     return (means * factor).half(), chosen
+
+
+def _scaling(means: Tensor) -> float:
+    """What brings latents to unit deviation."""
+    return round(1 / means.std().item(), 5)
 
 
 def _encoded(autoencoder: AutoencoderKL, pictures: Tensor) -> Tensor:
@@ -399,11 +295,6 @@ def sample(
 # --- the command ---------------------------------------------------------------------------------
 
 
-def _stages(work: Path) -> Iterator[tuple[str, Path]]:
-    for stage in PLANS:
-        yield stage, work / f"{stage}.pt"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demo model.")
     parser.add_argument("stage", choices=[*PLANS, "save"])
@@ -430,7 +321,8 @@ def main() -> None:
         if given.stage == "unet":
             train_unet(given.work, given.resume, plan("unet"), tokenizer, text, autoencoder)
         else:
-            _latents(given.work, autoencoder)
+            means = torch.load(given.work / "latents.pt", weights_only=True)
+            autoencoder.register_to_config(scaling_factor=_scaling(means))
             denoiser = models.unet()
             average = torch.load(given.work / "unet.pt", weights_only=True)["average"]
             average.pop("n_averaged")

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from sdfast import backends, store
@@ -85,6 +86,25 @@ def test_a_file_that_is_no_network_is_named(tmp_path: Path) -> None:
         backends.open_engine(file)
     with pytest.raises(BundleError, match=r"missing\.onnx cannot be run"):
         backends.open_engine(tmp_path / "missing.onnx")
+
+
+def test_weights_outside_the_bundle_are_not_read(tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    (tmp_path / "secret.bin").write_bytes(bytes(400))
+    weight = onnx.TensorProto(
+        name="w", dims=[100], data_type=1, data_location=onnx.TensorProto.EXTERNAL
+    )
+    for key, value in (("location", "../secret.bin"), ("length", "400")):
+        weight.external_data.add(key=key, value=value)
+    output = onnx.helper.make_tensor_value_info("y", 1, [100])
+    node = onnx.helper.make_node("Identity", ["w"], ["y"])
+    graph = onnx.helper.make_graph([node], "g", [], [output], [weight])
+    opset = [onnx.helper.make_opsetid("", 23)]
+    model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=11)
+    (folder / "net.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(BundleError, match=r"net\.onnx cannot be run.*(outside|escape)"):
+        backends.open_engine(folder / "net.onnx")
 
 
 def test_an_unknown_backend_lists_the_known() -> None:
