@@ -194,7 +194,7 @@ def _manifest(
             width=side,
             height=side,
             minimum=multiple * 2,
-            maximum=max(4 * side, 2048) // multiple * multiple,
+            maximum=4 * side,
             multiple=multiple,
             channels=unet.in_channels,
             scale=scale,

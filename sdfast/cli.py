@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import __version__
-from .errors import Cancelled, InvalidRequest, OutputError, SdfastError
+from .errors import InvalidRequest, OutputError, SdfastError
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline, Result
@@ -30,7 +30,7 @@ class _Commands(click.Group):
             return super().invoke(context)
         except SdfastError as error:
             click.echo(f"sdfast: {error}", err=True)
-            context.exit(130 if isinstance(error, Cancelled) else 2)
+            context.exit(2)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -49,7 +49,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("prompt", required=False)
-@click.option("--negative", default="", help="What the picture should not show.")
+@click.option("--negative", "negative_prompt", help="What the picture should not show.")
 @click.option("--prompts", type=click.Path(path_type=Path), help="A file with one prompt a line.")
 @click.option(
     "--from",
@@ -57,7 +57,7 @@ def main() -> None:
     type=click.Path(path_type=Path),
     help="Repeat the request that this picture of sdfast carries; options given beside it win.",
 )
-@click.option("--bundle", default="demo", show_default=True, help="Name or folder of a bundle.")
+@click.option("--bundle", help="Name or folder of a bundle. [demo, or that of --from]")
 @click.option("--steps", type=int, help="Steps of the sampler.")
 @click.option("--sampler", help="See `sdfast samplers`.")
 @click.option("--schedule", help="Sigma schedule: karras, normal, simple.")
@@ -79,10 +79,9 @@ def main() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each picture.")
 def generate(
     prompt: str | None,
-    negative: str,
     prompts: Path | None,
     source: Path | None,
-    bundle: str,
+    bundle: str | None,
     out: Path,
     form: str | None,
     backend: str,
@@ -98,12 +97,12 @@ def generate(
     sdfast generate --prompts prompts.txt --out pictures/
     sdfast generate --from circle.png --steps 30
     """
-    given = {name: value for name, value in options.items() if value is not None}
-    if negative:
-        given["negative_prompt"] = negative
     from . import images
 
+    given = {name: value for name, value in options.items() if value is not None}
     requests = _requests(prompt, prompts, source, given)
+    if source is not None and bundle is None:
+        bundle = images.read_request(source)[1]
     form = form or (out.suffix.lstrip(".").lower() if out.suffix else "png")
     if form not in images.FORMATS:
         raise InvalidRequest(f"format {form!r} is unknown; use one of {', '.join(images.FORMATS)}")
@@ -111,7 +110,7 @@ def generate(
     _check_out(out, several)
     from .pipeline import load
 
-    pipe = load(bundle, backend=backend, threads=threads)
+    pipe = load(bundle or "demo", backend=backend, threads=threads)
     for number, request in enumerate(requests):
         with _progress_bar(as_json, number, len(requests)) as callback:
             result = pipe(request, callback=callback)
@@ -130,7 +129,7 @@ def _requests(
             "say what to draw with one of PROMPT, --prompts FILE or --from PICTURE"
         )
     if source is not None:
-        return [Request.from_dict({**read_request(source).to_dict(), **given})]
+        return [Request.from_dict({**read_request(source)[0].to_dict(), **given})]
     texts = [prompt] if prompt is not None else _lines(prompts or Path())
     return [Request.from_dict({"prompt": text, **given}) for text in texts]
 

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from . import __version__, backends, store
+from .backends.onnxruntime import cores
 
 _FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd")
 
@@ -39,7 +40,7 @@ def _cpu() -> dict[str, str]:
     flags = set(fields.get("flags", fields.get("Features", "")).split())
     return {
         "model": fields.get("model name", platform.processor() or platform.machine()),
-        "cores": str(len(os.sched_getaffinity(0))),
+        "cores": str(cores()),
         "features": ", ".join(f for f in _FEATURES if f in flags) or "not known",
     }
 

@@ -38,6 +38,10 @@ class BackendUnavailable(SdfastError):
     """A backend or device cannot be used on this machine."""
 
 
+class EngineError(SdfastError):
+    """An engine failed while it ran, mostly for want of memory."""
+
+
 class OutputError(SdfastError):
     """A result could not be written where it was asked for."""
 

@@ -66,8 +66,8 @@ def parameters(request: Request, model: str, version: str) -> str:
     )
 
 
-def read_request(file: Path) -> Request:
-    """The request that a picture made by sdfast carries.
+def read_request(file: Path) -> tuple[Request, str]:
+    """The request that a picture made by sdfast carries, and the name of its bundle.
 
     Raises InvalidRequest when the file is missing, no picture, or carries none.
     """
@@ -77,7 +77,8 @@ def read_request(file: Path) -> Request:
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise InvalidRequest(f"{file} cannot be read as a picture ({error})") from error
     try:
-        return Request.from_dict(json.loads(text)["request"])
+        carried = json.loads(text)
+        return Request.from_dict(carried["request"]), str(carried["model"])
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         if isinstance(error, InvalidRequest):
             raise

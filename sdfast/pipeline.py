@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from . import images, program, schedules, store
-from .backends import Engine, open_engine
+from .backends import Engine, choose, open_engine
 from .bundle import Bundle
 from .conditioning import TextEncoder, load_tokenizer
 from .devices.cpu import Loop
@@ -90,12 +90,13 @@ class Pipeline:
         self.bundle = bundle
         manifest = bundle.manifest
         betas = manifest.betas
-        self._backend, self._threads = backend, threads
+        self.backend = choose(backend)
+        self._threads = threads
         self._schedule = NoiseSchedule.from_betas(betas.name, betas.start, betas.end, betas.count)
         self._plans: dict[tuple[object, ...], _Plan] = {}
 
     def _open(self, network: str) -> Engine:
-        return open_engine(self.bundle.network(network), self._backend, self._threads)
+        return open_engine(self.bundle.network(network), self.backend, self._threads)
 
     @cached_property
     def _text(self) -> TextEncoder:

@@ -114,7 +114,7 @@ def resolve(request: Request, bundle: Bundle) -> Resolved:
     return Resolved(
         prompt=prompt,
         negative_prompt=_text("negative_prompt", given.negative_prompt),
-        steps=_integer("steps", given.steps, 1, MAX_STEPS),
+        steps=_integer("steps", given.steps, 1, min(MAX_STEPS, bundle.manifest.betas.count)),
         sampler=samplers.get(_text("sampler", given.sampler)).name,
         schedule=schedules.get(_text("schedule", given.schedule)),
         guidance=_scale("guidance", given.guidance),

@@ -40,6 +40,18 @@ def test_from_repeats_a_picture_bit_by_bit(tmp_path: Path) -> None:
     assert pictures[0].tobytes() == pictures[1].tobytes() != pictures[2].tobytes()
 
 
+def test_from_uses_the_bundle_that_the_picture_was_made_with(tmp_path: Path, copied: Path) -> None:
+    file, again = tmp_path / "a.png", tmp_path / "b.png"
+    words = ("generate", "a red star", "--steps", "1", "--bundle")
+    manifest = json.loads((copied / "bundle.json").read_text())
+    (copied / "bundle.json").write_text(json.dumps(manifest | {"name": "elsewhere"}))
+    assert sdfast(*words, copied, "--out", file).returncode == 0
+    done = sdfast("generate", "--from", file, "--out", again)
+    assert done.returncode == 2
+    assert "no bundle 'elsewhere'" in done.stderr
+    assert sdfast("generate", "--from", file, "--bundle", copied, "--out", again).returncode == 0
+
+
 def test_many_prompts_and_counts_go_into_a_folder_as_json_says(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red star\n\n  a green ring  \n")

@@ -43,7 +43,7 @@ def test_pixels_become_pictures_with_memory_of_their_own() -> None:
 def test_every_format_carries_the_request_back(form: str, tmp_path: Path) -> None:
     file = tmp_path / f"picture.{form}"
     file.write_bytes(images.encode(picture(), form, REQUEST, "demo", "0.1.0"))
-    assert images.read_request(file) == REQUEST
+    assert images.read_request(file) == (REQUEST, "demo")
     with Image.open(file) as found:
         assert found.size == (64, 32)
         if form == "png":

@@ -130,4 +130,4 @@ def test_wrong_devices_and_backends_are_refused() -> None:
     with pytest.raises(InvalidRequest, match="threads"):
         sdfast.load("demo", threads=-1)
     with pytest.raises(BackendUnavailable, match="unknown"):
-        sdfast.load("demo", backend="nothing")(PROMPT)
+        sdfast.load("demo", backend="nothing")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,6 +24,12 @@ def test_the_bundle_fills_what_is_left_open(demo: Bundle) -> None:
     assert (found.steps, found.guidance) == (defaults.steps, defaults.guidance)
     assert (found.width, found.height, found.count) == (128, 128, 1)
     assert 0 <= found.seed < 2**32
+
+
+def test_steps_end_where_the_trained_levels_do(demo: Bundle) -> None:
+    short = replace(demo.manifest, betas=replace(demo.manifest.betas, count=50))
+    with pytest.raises(InvalidRequest, match="from 1 to 50"):
+        resolve(Request("x", steps=51), replace(demo, manifest=short))
 
 
 def test_aliases_become_canonical_names(demo: Bundle) -> None:

@@ -43,11 +43,10 @@ def usable() -> dict[str, str | None]:
     return {name: _backend(name).reason_unusable() for name in BACKENDS}
 
 
-def open_engine(file: Path, backend: str = "auto", threads: int = 0) -> Engine:
-    """Compiles the ONNX file. threads: of the CPU, 0 for as many as pay.
+def choose(backend: str = "auto") -> str:
+    """The backend of that name, or for "auto" the first that is usable here.
 
-    Raises BackendUnavailable for an unknown backend or one that cannot be used here, BundleError
-    for a file that is no network.
+    Raises BackendUnavailable for an unknown one, or with the reason why it cannot be used.
     """
     if backend != "auto" and backend not in BACKENDS:
         known = ", ".join(("auto", *BACKENDS))
@@ -58,7 +57,15 @@ def open_engine(file: Path, backend: str = "auto", threads: int = 0) -> Engine:
     name = backend if backend != "auto" else next((n for n in BACKENDS if not reasons[n]), "")
     if not name or reasons[name]:
         raise BackendUnavailable(reasons[name] if name else "; ".join(map(str, reasons.values())))
-    opened: Callable[[Path, int], Engine] = _backend(name).open
+    return name
+
+
+def open_engine(file: Path, backend: str = "auto", threads: int = 0) -> Engine:
+    """Compiles the ONNX file. threads: of the CPU, 0 for one on each core.
+
+    Raises BackendUnavailable as `choose` does, BundleError for a file that is no network.
+    """
+    opened: Callable[[Path, int], Engine] = _backend(choose(backend)).open
     return opened(file, threads)
 
 

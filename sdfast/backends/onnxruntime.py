@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..errors import BackendUnavailable, BundleError
+from ..errors import BundleError, EngineError
 from ..tensors import Tensor, TensorSpec
 
 # ONNX's element types (TensorProto.DataType), and the names that ONNX Runtime gives them.
@@ -43,22 +43,22 @@ class OnnxRuntimeEngine:
     capturable = False
 
     def __init__(self, file: Path, threads: int = 0) -> None:
-        self._runtime: Any = import_module("onnxruntime")
-        options = self._runtime.SessionOptions()
-        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        runtime: Any = import_module("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads or cores()
         options.inter_op_num_threads = 1
         options.log_severity_level = _ERRORS_ONLY
         try:
-            self._session: Any = self._runtime.InferenceSession(
+            self._session: Any = runtime.InferenceSession(
                 str(file), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # its exceptions share no base of their own
-            reason = str(error).splitlines()[0]
             raise BundleError(
-                f"{file} cannot be run ({reason}): export the bundle again"
+                f"{file} cannot be run ({_first_line(error)}): export the bundle again"
             ) from error
         self.inputs = _specs(self._session.get_inputs())
         self.outputs = _specs(self._session.get_outputs())
+        self._file = file
         self._binding: Any = None
         self._bound: Mapping[str, Tensor] = {}
 
@@ -67,7 +67,7 @@ class OnnxRuntimeEngine:
         for name, spec in {**self.inputs, **self.outputs}.items():
             tensor = tensors[name]
             if tensor.dtype != spec.dtype or len(tensor.shape) != len(spec.shape):
-                raise BackendUnavailable(
+                raise ValueError(
                     f"{name} is {tensor.dtype} {tensor.shape}; the network takes {spec.dtype} "
                     f"{spec.shape}"
                 )
@@ -78,11 +78,27 @@ class OnnxRuntimeEngine:
         self._bound = dict(tensors)  # the binding knows addresses alone: keep the memory alive
 
     def run(self, stream: int = 0) -> None:
-        self._session.run_with_iobinding(self._binding)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # its exceptions share no base of their own
+            raise EngineError(
+                f"{self._file.name} failed ({_first_line(error)}): a smaller picture or fewer "
+                "images need less memory"
+            ) from error
 
     def close(self) -> None:
         self._binding = self._session = None
         self._bound = {}
+
+
+def cores() -> int:
+    """The CPU's cores that this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _specs(nodes: Any) -> dict[str, TensorSpec]:

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from sdfast import backends, store
-from sdfast.errors import BackendUnavailable, BundleError
+from sdfast.errors import BackendUnavailable, BundleError, EngineError
 from sdfast.tensors import Tensor, TensorSpec
 
 DEMO = store.load("demo")
@@ -75,8 +75,15 @@ def test_binding_sees_later_changes_of_its_memory() -> None:
 def test_a_tensor_of_another_type_is_refused() -> None:
     engine = backends.open_engine(DEMO.network("unet"))
     bound = tensors(1, 8) | {"timestep": Tensor.empty((1,), "i64")}
-    with pytest.raises(BackendUnavailable, match="timestep is i64"):
+    with pytest.raises(ValueError, match="timestep is i64"):
         engine.bind(bound)
+
+
+def test_a_run_that_fails_says_what_to_do() -> None:
+    engine = backends.open_engine(DEMO.network("unet"))
+    engine.bind(tensors(1, 8) | {"noise": Tensor.empty((1, 4, 16, 8), "f32")})
+    with pytest.raises(EngineError, match=r"unet\.onnx failed .*: a smaller picture"):
+        engine.run()
 
 
 def test_a_file_that_is_no_network_is_named(tmp_path: Path) -> None:
