@@ -1,4 +1,4 @@
-"""Trains the demo model, in three stages, on a CPU in about two hours or on a GPU in minutes.
+"""Trains the demo model, in three stages: about an hour and a quarter on 2 CPU cores.
 
     python -m sdfast.export.demo.train vae  --work DIR      the autoencoder, on drawn scenes
     python -m sdfast.export.demo.train text --work DIR      the text encoder, on captions
