@@ -25,6 +25,7 @@ lint: $(DEV_VENV)/installed
 bench: $(DEV_VENV)/installed
 	$(DEV)/python benchmarks/diffusers_peer.py
 	$(DEV)/python benchmarks/loop.py
+	$(DEV)/python benchmarks/spinning.py
 
 NATIVE := $(wildcard sdfast/native/*) CMakeLists.txt pyproject.toml
 

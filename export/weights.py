@@ -43,7 +43,10 @@ def move_out(model: onnx.ModelProto, module: nn.Module, file: Path) -> int:
             pointer.data_type = helper.np_dtype_to_tensor_dtype(used[name].dtype)
             pointer.dims.extend(used[name].shape)
             kept.append(pointer)
-        nodes += _restore(name, initializer.name, used[name].dtype == np.float16, turned)
+        shape = _shape_for(initializer.name, values) if values.ndim > known[name].ndim else None
+        kept += [shape] if shape is not None else []
+        widen = used[name].dtype == np.float16
+        nodes += _restore(name, initializer.name, widen, turned, shape)
     nodes += model.graph.node
     del model.graph.initializer[:], model.graph.node[:]
     model.graph.initializer.extend(kept)
@@ -61,7 +64,15 @@ def move_out(model: onnx.ModelProto, module: nn.Module, file: Path) -> int:
 
 
 def _key(values: NDArray[np.generic]) -> tuple[tuple[int, ...], bytes]:
-    return values.shape, np.ascontiguousarray(values).tobytes()
+    # Leading ones aside: the tracer adds them for broadcasting.
+    shape = values.shape
+    while len(shape) > 1 and shape[0] == 1:
+        shape = shape[1:]
+    return shape, np.ascontiguousarray(values).tobytes()
+
+
+def _shape_for(name: str, values: NDArray[np.generic]) -> TensorProto:
+    return numpy_helper.from_array(np.array(values.shape, np.int64), f"{name}.shape")
 
 
 def _by_content(
@@ -86,17 +97,23 @@ def _narrowed(values: NDArray[np.generic]) -> NDArray[np.generic]:
     return half if bool((half.astype(np.float32) == values).all()) else values
 
 
-def _restore(name: str, wanted: str, widen: bool, turned: bool) -> list[onnx.NodeProto]:
+def _restore(
+    name: str, wanted: str, widen: bool, turned: bool, shape: TensorProto | None
+) -> list[onnx.NodeProto]:
     """Nodes that make the initializer `wanted` out of the stored weight `name`."""
-    steps = [("Cast", {"to": TensorProto.FLOAT})] * widen + [
-        ("Transpose", {"perm": [1, 0]})
-    ] * turned
+    steps: list[tuple[str, list[str], dict[str, object]]] = []
+    if widen:
+        steps.append(("Cast", [], {"to": TensorProto.FLOAT}))
+    if turned:
+        steps.append(("Transpose", [], {"perm": [1, 0]}))
+    if shape is not None:
+        steps.append(("Reshape", [shape.name], {}))
     if not steps:
         return [helper.make_node("Identity", [name], [wanted])] if name != wanted else []
     nodes, source = [], name
-    for k, (operator, attributes) in enumerate(steps):
+    for k, (operator, others, attributes) in enumerate(steps):
         target = wanted if k + 1 == len(steps) else f"{wanted}.{operator}"
-        nodes.append(helper.make_node(operator, [source], [target], **attributes))
+        nodes.append(helper.make_node(operator, [source, *others], [target], **attributes))
         source = target
     return nodes
 

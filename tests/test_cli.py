@@ -178,5 +178,6 @@ def test_help_has_examples_and_completion_works() -> None:
         assert done.returncode == 0
         assert "sdfast generate" in done.stdout
     environment = os.environ | {"_SDFAST_COMPLETE": "bash_source"}
-    done = subprocess.run(["sdfast"], env=environment, capture_output=True, text=True)
+    command = Path(sys.executable).with_name("sdfast")
+    done = subprocess.run([command], env=environment, capture_output=True, text=True)
     assert "complete" in done.stdout

@@ -48,6 +48,10 @@ class OnnxRuntimeEngine:
         options.intra_op_num_threads = threads or cores()
         options.inter_op_num_threads = 1
         options.log_severity_level = _ERRORS_ONLY
+        # Each session has threads of its own, which wait for work by spinning. Those of one network
+        # would go on doing so on the cores that the next network needs: a third of a picture's time
+        # on 2 cores (benchmarks/results/spinning.json).
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self._session: Any = runtime.InferenceSession(
                 str(file), options, providers=["CPUExecutionProvider"]
