@@ -120,12 +120,16 @@ class _Latent:
     terms: dict[int, float]
 
     def __add__(self, other: _Latent) -> _Latent:
+        if not isinstance(other, _Latent):
+            return NotImplemented
         return _Latent(self.recording, _sum(self.terms, other.terms))
 
     def __sub__(self, other: _Latent) -> _Latent:
         return self + other * -1.0
 
     def __mul__(self, factor: float) -> _Latent:
+        if isinstance(factor, _Latent):  # not linear: no program can hold it
+            return NotImplemented
         return _Latent(self.recording, {value: c * factor for value, c in self.terms.items()})
 
     __rmul__ = __mul__

@@ -101,6 +101,7 @@ def tensor(*shape: int, dtype: str = "f32") -> Tensor:
         (lambda: _core.combine(tensor(4), [], []), "at least one"),
         (lambda: _core.combine(tensor(4), [1.0, 2.0], [tensor(4)]), "one coefficient"),
         (lambda: _core.combine(tensor(4), [1.0], [tensor(5)]), "one shape"),
+        (lambda: _core.combine(tensor(4), [1.0], [None]), "None"),  # type: ignore[list-item]
         (lambda: _core.combine(tensor(4), [1.0], [tensor(4, dtype="i32")]), "f32"),
         (lambda: _core.prepare(tensor(3, 4), tensor(3), tensor(1, 4), 1.0, 1.0), "twice"),
         (lambda: _core.prepare(tensor(2, 4), tensor(3), tensor(1, 4), 1.0, 1.0), "timestep"),

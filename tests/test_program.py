@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sdfast import program, samplers
 from sdfast.errors import InvalidRequest, UnknownSampler
 from sdfast.program import Combine, Eval, Noise, Program
+from sdfast.samplers import registry
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -113,3 +114,22 @@ def test_errors_are_those_of_the_sampler() -> None:
         program.trace("dpmpp_2m", SIGMAS, eta=1.0)
     with pytest.raises(ValueError, match="descend"):
         program.trace("euler", (1.0, 2.0))
+
+
+def squares(model: Any, x: Any, sigmas: Any, noise: Any) -> Any:
+    return x * model(x, sigmas[0])
+
+
+def shifts(model: Any, x: Any, sigmas: Any, noise: Any) -> Any:
+    return model(x, sigmas[0]) + 1.0
+
+
+@pytest.mark.parametrize("function", [squares, shifts])
+def test_what_is_not_linear_in_latents_has_no_program(
+    function: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_SAMPLERS", {})
+    monkeypatch.setattr(registry, "_ALIASES", {})
+    registry.sampler("crooked", paper="none")(function)
+    with pytest.raises(TypeError, match="unsupported operand"):
+        program.trace("crooked", SIGMAS)

@@ -59,3 +59,20 @@ def test_what_cannot_be_made_says_why(
 def test_a_strided_array_is_refused() -> None:
     with pytest.raises(TypeError):
         Tensor.from_dlpack(np.zeros((4, 4), np.float32)[:, ::2])
+
+
+def test_an_empty_array_is_refused() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        Tensor.from_dlpack(np.zeros((0, 4), np.float32))
+
+
+def test_a_read_only_array_is_refused() -> None:
+    array = np.zeros(4, np.float32)
+    array.flags.writeable = False
+    with pytest.raises(TypeError):
+        Tensor.from_dlpack(array)
+
+
+def test_a_tensor_that_was_never_made_has_no_bytes_to_show() -> None:
+    with pytest.raises(BufferError, match="no memory"):
+        memoryview(Tensor.__new__(Tensor))

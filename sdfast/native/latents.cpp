@@ -85,6 +85,7 @@ void combine(const Tensor& out, const std::vector<double>& coefficients, const s
         throw std::invalid_argument("combine needs one coefficient for each source, and at least one");
     float* target = floats(out, "out");
     for (const Tensor* source : sources) {
+        if (source == nullptr) throw std::invalid_argument("a source is None; every source must be a tensor");
         same_shape(out, *source, "out and every source");
         floats(*source, "a source");
     }

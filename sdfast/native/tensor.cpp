@@ -59,6 +59,7 @@ Tensor empty(std::vector<std::int64_t> shape, const std::string& dtype, const st
 Tensor from_dlpack(nb::ndarray<nb::c_contig, nb::device::cpu> array) {
     for (const auto& known : TYPES) {
         if (array.dtype() != known.dlpack) continue;
+        if (array.size() == 0) throw std::invalid_argument("the array is empty; a tensor's sides must be positive");
         std::vector<std::int64_t> shape;
         for (std::size_t k = 0; k < array.ndim(); ++k) shape.push_back(static_cast<std::int64_t>(array.shape(k)));
         void* data = array.data();
@@ -80,8 +81,12 @@ nb::object dlpack(nb::handle self, nb::kwargs) {
 }
 
 int get_buffer(PyObject* self, Py_buffer* view, int) {
-    Tensor& tensor = *nb::inst_ptr<Tensor>(self);
     *view = {};
+    if (!nb::inst_ready(self)) {  // made by Tensor.__new__ alone
+        PyErr_SetString(PyExc_BufferError, "the tensor has no memory: make one with Tensor.empty or from_dlpack");
+        return -1;
+    }
+    Tensor& tensor = *nb::inst_ptr<Tensor>(self);
     view->buf = tensor.data;
     view->obj = self;
     view->len = tensor.bytes();
