@@ -26,6 +26,10 @@ class InvalidRequest(SdfastError, ValueError):
     """A parameter of a generation is outside its range."""
 
 
+class InvalidProgram(SdfastError, ValueError):
+    """A program, read from JSON, that no device could run."""
+
+
 class BundleError(SdfastError):
     """A bundle is missing, damaged, or of a schema this version does not read."""
 

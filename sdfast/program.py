@@ -8,11 +8,14 @@ every coefficient a float64 computed now: the loop that runs it holds no schedul
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 from . import samplers
+from .errors import InvalidProgram
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,12 @@ Instruction = Eval | Combine | Noise
 @dataclass(frozen=True)
 class Program:
     """A sampler's run over given sigmas. Slot 0 holds x at sigmas[0] when it starts; slot `result`
-    holds x at the last sigma when it ends; `slots` are needed in all."""
+    holds x at the last sigma when it ends; `slots` are needed in all; `noise` is the kind that its
+    Noise instructions draw."""
 
     sampler: str
     sigmas: tuple[float, ...]
+    noise: str
     instructions: tuple[Instruction, ...]
     slots: int
     result: int
@@ -59,6 +64,52 @@ class Program:
     def evaluations(self) -> int:
         """Calls of the network."""
         return sum(isinstance(i, Eval) for i in self.instructions)
+
+    @property
+    def latents_moved(self) -> int:
+        """Latents read and written by the passes around the network, with two rows of guidance: an
+        Eval reads x twice and the network's two outputs, and writes its two inputs and D."""
+        moved = {Eval: 7, Noise: 1}
+        return sum(
+            len(i.terms) + 1 if isinstance(i, Combine) else moved[type(i)]
+            for i in self.instructions
+        )
+
+    def __str__(self) -> str:
+        lines = [_line(i) for i in self.instructions]
+        return "\n".join([*lines, f"result x{self.result}"])
+
+    def to_json(self) -> str:
+        """As JSON that from_json, or a program in another language, reads: every instruction is a
+        list that begins with its name."""
+        record = {
+            "sampler": self.sampler,
+            "sigmas": self.sigmas,
+            "noise": self.noise,
+            "slots": self.slots,
+            "result": self.result,
+            "instructions": [(type(i).__name__.lower(), *astuple(i)) for i in self.instructions],
+        }
+        return json.dumps(record)
+
+    @classmethod
+    def from_json(cls, text: str) -> Program:
+        """The program that to_json wrote. Raises InvalidProgram for one that no device could run:
+        of another form, or with a slot out of range or read before it was written."""
+        try:
+            record = json.loads(text)
+            program = cls(
+                sampler=str(record["sampler"]),
+                sigmas=tuple(map(_finite, record["sigmas"])),
+                noise=str(record["noise"]),
+                instructions=tuple(_instruction(*row) for row in record["instructions"]),
+                slots=int(record["slots"]),
+                result=int(record["result"]),
+            )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InvalidProgram(f"this is not a program as to_json writes it: {error}") from None
+        _check(program)
+        return program
 
 
 def trace(name: str, sigmas: Sequence[float], **parameters: Any) -> Program:
@@ -70,14 +121,28 @@ def trace(name: str, sigmas: Sequence[float], **parameters: Any) -> Program:
     sampler = samplers.get(name)
     if not sampler.static:
         raise ValueError(f"sampler {sampler.name} depends on data: it has no program")
-    recording = _Recording()
-    x = _Latent(recording, {recording.new_value(): 1.0})
-    final = sampler.sample(recording.evaluate, x, sigmas, recording.draw, **parameters)
-    result = recording.value_of(final)
-    live = _without_dead(recording.instructions, result)
-    instructions, slots, slot = _in_slots(live, result)
-    levels = tuple(float(sigma) for sigma in sigmas)
-    return Program(sampler.name, levels, tuple(instructions), slots, slot)
+
+    def traced(stored: frozenset[int]) -> tuple[Program, frozenset[int]]:
+        recording = _Recording(stored)
+        x = _Latent(recording, {recording.new_value(): 1.0})
+        final = sampler.sample(recording.evaluate, x, sigmas, recording.draw, **parameters)
+        if not isinstance(final, _Latent):
+            raise TypeError(f"sampler {sampler.name} returned no latent")
+        result = recording.value_of(final)
+        live = _without_dead(recording.instructions, result)
+        placed, slots, slot = _in_slots(live, result)
+        levels = tuple(float(sigma) for sigma in sigmas)
+        noise = sampler.noise_kind(parameters)
+        program = Program(sampler.name, levels, noise, tuple(placed), slots, slot)
+        return program, frozenset(recording.recalled)
+
+    # A combination that later steps come back to can be written out anew each time, from its own
+    # terms, or be stored once: a multistep method's slope then takes one slot in place of two.
+    symbolic, recalled = traced(frozenset())
+    if not recalled:
+        return symbolic
+    stored, _ = traced(recalled)
+    return min(symbolic, stored, key=lambda p: (p.slots, p.latents_moved))
 
 
 # --- recording: every instruction writes a value of its own --------------------------------------
@@ -85,8 +150,16 @@ def trace(name: str, sigmas: Sequence[float], **parameters: Any) -> Program:
 
 @dataclass
 class _Recording:
+    """stored: latents, by their number, to write to a value when they are made;
+    recalled: those that were used again after another evaluation, still symbolic."""
+
+    stored: frozenset[int]
     instructions: list[Instruction] = field(default_factory=list)
     values: int = 0
+    latents: int = 0
+    evaluations: int = 0
+    recalled: set[int] = field(default_factory=set)
+    combined: dict[tuple[tuple[int, float], ...], int] = field(default_factory=dict)
 
     def new_value(self) -> int:
         self.values += 1
@@ -95,14 +168,17 @@ class _Recording:
     def value_of(self, latent: _Latent) -> int:
         """The value that holds a latent: itself, or a Combine recorded now and remembered."""
         if list(latent.terms.values()) != [1.0]:
-            out = self.new_value()
-            terms = tuple((c, value) for value, c in latent.terms.items())
-            self.instructions.append(Combine(out, terms))
-            latent.terms = {out: 1.0}
+            key = tuple(sorted(latent.terms.items()))
+            if key not in self.combined:
+                self.combined[key] = self.new_value()
+                terms = tuple((c, value) for value, c in latent.terms.items())
+                self.instructions.append(Combine(self.combined[key], terms))
+            latent.terms = {self.combined[key]: 1.0}
         return next(iter(latent.terms))
 
     def evaluate(self, x: _Latent, sigma: float) -> _Latent:
         source, out = self.value_of(x), self.new_value()
+        self.evaluations += 1
         self.instructions.append(Eval(out, source, float(sigma)))
         return _Latent(self, {out: 1.0})
 
@@ -112,17 +188,30 @@ class _Recording:
         return _Latent(self, {out: 1.0})
 
 
-@dataclass(eq=False)
 class _Latent:
     """A linear combination of recorded values, {value: coefficient}."""
 
-    recording: _Recording
-    terms: dict[int, float]
+    __array_ufunc__ = None  # a NumPy scalar as a factor leaves the product to this class
+
+    def __init__(self, recording: _Recording, terms: dict[int, float]) -> None:
+        self.recording = recording
+        self.terms = terms
+        self.number = recording.latents
+        self.made = recording.evaluations
+        recording.latents += 1
+        if self.number in recording.stored:
+            recording.value_of(self)
+
+    def used(self) -> dict[int, float]:
+        """The terms, for one more combination."""
+        if self.made < self.recording.evaluations and len(self.terms) > 1:
+            self.recording.recalled.add(self.number)
+        return self.terms
 
     def __add__(self, other: _Latent) -> _Latent:
         if not isinstance(other, _Latent):
             return NotImplemented
-        return _Latent(self.recording, _sum(self.terms, other.terms))
+        return _Latent(self.recording, _sum(self.used(), other.used()))
 
     def __sub__(self, other: _Latent) -> _Latent:
         return self + other * -1.0
@@ -130,7 +219,8 @@ class _Latent:
     def __mul__(self, factor: float) -> _Latent:
         if isinstance(factor, _Latent):  # not linear: no program can hold it
             return NotImplemented
-        return _Latent(self.recording, {value: c * factor for value, c in self.terms.items()})
+        terms = {value: c * float(factor) for value, c in self.used().items()}
+        return _Latent(self.recording, terms)
 
     __rmul__ = __mul__
 
@@ -203,3 +293,54 @@ def _moved(instruction: Instruction, out: int, read: Sequence[int]) -> Instructi
         coefficients: Iterator[float] = (c for c, _ in instruction.terms)
         return Combine(out, tuple(zip(coefficients, read, strict=True)))
     return replace(instruction, out=out)
+
+
+# --- to text and back ----------------------------------------------------------------------------
+
+
+def _line(instruction: Instruction) -> str:
+    """An instruction as a person reads it: `x1 = D(x0, σ 14.6146)`."""
+    if isinstance(instruction, Eval):
+        return f"x{instruction.out} = D(x{instruction.x}, σ {instruction.sigma:.6g})"
+    if isinstance(instruction, Noise):
+        return (
+            f"x{instruction.out} = noise(σ {instruction.sigma:.6g} → {instruction.sigma_next:.6g})"
+        )
+    terms = " + ".join(f"{c:.6g}·x{slot}" for c, slot in instruction.terms)
+    return f"x{instruction.out} = {terms}".replace("+ -", "− ")
+
+
+def _finite(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is not a finite number")
+    return float(value)
+
+
+def _instruction(kind: str, out: int, *rest: Any) -> Instruction:
+    if kind == "eval":
+        x, sigma = rest
+        return Eval(out, x, _finite(sigma))
+    if kind == "combine":
+        (terms,) = rest
+        return Combine(out, tuple((_finite(c), slot) for c, slot in terms))
+    if kind == "noise":
+        sigma, sigma_next = rest
+        return Noise(out, _finite(sigma), _finite(sigma_next))
+    raise ValueError(f"instruction {kind!r} is unknown; use eval, combine or noise")
+
+
+def _check(program: Program) -> None:
+    written = {0}
+    for at, instruction in enumerate(program.instructions):
+        slots = (instruction.out, *_sources(instruction))
+        if not all(type(slot) is int and 0 <= slot < program.slots for slot in slots):
+            raise InvalidProgram(f"instruction {at} names a slot outside 0…{program.slots - 1}")
+        if not written.issuperset(slots[1:]):
+            raise InvalidProgram(f"instruction {at} reads a slot that nothing wrote before")
+        if isinstance(instruction, Eval) and instruction.out == instruction.x:
+            raise InvalidProgram(f"instruction {at} evaluates a slot into itself")
+        if isinstance(instruction, Combine) and not instruction.terms:
+            raise InvalidProgram(f"instruction {at} combines nothing")
+        written.add(instruction.out)
+    if program.result not in written:
+        raise InvalidProgram("nothing writes the result's slot")

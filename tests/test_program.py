@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdfast import program, samplers
-from sdfast.errors import InvalidRequest, UnknownSampler
+from sdfast.errors import InvalidProgram, InvalidRequest, UnknownSampler
 from sdfast.program import Combine, Eval, Noise, Program
 from sdfast.samplers import registry
 
@@ -44,12 +45,19 @@ def interpret(traced: Program, x: Array) -> Array:
     return slots[traced.result]
 
 
+def coefficients(instruction: Any) -> list[float]:
+    return [c for c, _ in instruction.terms] if isinstance(instruction, Combine) else []
+
+
 levels = st.lists(
     st.floats(1e-3, 100), min_size=1, max_size=30, unique_by=lambda s: round(s, 4)
 ).map(lambda s: (*sorted(s, reverse=True), 0.0))
 
 
-@pytest.mark.parametrize("name", samplers.names())
+STATIC = [name for name in samplers.names() if samplers.get(name).static]
+
+
+@pytest.mark.parametrize("name", STATIC)
 @given(sigmas=levels)
 def test_a_program_does_what_its_function_does(name: str, sigmas: tuple[float, ...]) -> None:
     x = np.random.default_rng(1).standard_normal((1, 4, 3, 3)) * sigmas[0]
@@ -57,8 +65,11 @@ def test_a_program_does_what_its_function_does(name: str, sigmas: tuple[float, .
     sampler = samplers.get(name)
     expected = sampler.sample(model, x, sigmas, lambda a, b: next(noise))
     traced = program.trace(name, sigmas)
-    # Sums in another order: rounding of float64, relative to the largest value on the way.
-    assert np.abs(interpret(traced, x) - expected).max() <= 1e-12 * sigmas[0] * 10
+    # Sums in another order: rounding of float64, relative to the largest coefficients and values on
+    # the way. Divided by steps of a thousandth and less, differences lose digits.
+    width = max((abs(c) for i in traced.instructions for c in coefficients(i)), default=1.0)
+    largest = max(10 * sigmas[0], np.abs(expected).max())
+    assert np.abs(interpret(traced, x) - expected).max() <= 1e-13 * max(width, 100) * largest
     assert traced.evaluations == sampler.evaluations(len(sigmas) - 1)
 
 
@@ -72,6 +83,10 @@ SIGMAS = (14.6, 7.0, 2.0, 0.5, 0.03, 0.0)
         ("ddim", {}, 2),
         ("euler_ancestral", {}, 3),  # x, D, noise
         ("dpmpp_2m", {}, 3),  # x, D, the D before
+        ("heun", {}, 4),  # x, D, the point ahead, its D
+        ("lms", {}, 5),  # x, D, three slopes
+        ("lms", {"order": 2}, 3),
+        ("clyb_4m_sde_momentumized", {}, 6),  # x, noise, four D
     ],
 )
 def test_slots_are_as_few_as_the_method_needs(
@@ -100,11 +115,16 @@ def test_the_same_trace_is_equal_and_hashable() -> None:
 
 
 def test_slots_do_not_grow_with_steps() -> None:
-    for name in samplers.names():
+    for name in STATIC:
         counts = {
-            program.trace(name, (*np.geomspace(14, 0.03, n), 0.0)).slots for n in (5, 20, 200)
+            program.trace(name, (*np.geomspace(14, 0.03, n), 0.0)).slots for n in (12, 20, 200)
         }
-        assert len(counts) == 1
+        assert len(counts) == 1, name
+    velocities = {"momentum": 0.5}  # each is all D so far, and yet one latent
+    long = program.trace(
+        "clyb_4m_sde_momentumized", (*np.geomspace(14, 0.03, 200), 0.0), **velocities
+    )
+    assert long.slots == 8
 
 
 def test_errors_are_those_of_the_sampler() -> None:
@@ -133,3 +153,75 @@ def test_what_is_not_linear_in_latents_has_no_program(
     registry.sampler("crooked", paper="none")(function)
     with pytest.raises(TypeError, match="unsupported operand"):
         program.trace("crooked", SIGMAS)
+
+
+@pytest.mark.parametrize("name", ["dpm_adaptive", "supreme"])
+def test_what_depends_on_data_has_no_program(name: str) -> None:
+    with pytest.raises(ValueError, match="depends on data"):
+        program.trace(name, SIGMAS)
+
+
+def test_the_same_sum_is_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def twice(model: Any, x: Any, sigmas: Any, noise: Any) -> Any:
+        first = model(x + 2 * x, sigmas[0])
+        return model(3 * x, sigmas[1]) - first
+
+    monkeypatch.setattr(registry, "_SAMPLERS", {})
+    monkeypatch.setattr(registry, "_ALIASES", {})
+    registry.sampler("twice", paper="none")(twice)
+    kinds = [type(i) for i in program.trace("twice", SIGMAS).instructions]
+    assert kinds == [Combine, Eval, Eval, Combine]
+
+
+def test_the_noise_is_of_the_kind_the_sampler_asks_for() -> None:
+    assert program.trace("dpmpp_sde", SIGMAS).noise == "brownian"
+    assert program.trace("dpmpp_sde", SIGMAS, noise_kind="gaussian").noise == "gaussian"
+    assert program.trace("lcm_custom_noise", SIGMAS, noise_kind="perlin").noise == "perlin"
+
+
+@pytest.mark.parametrize("name", STATIC)
+def test_a_program_survives_json(name: str) -> None:
+    traced = program.trace(name, SIGMAS)
+    assert Program.from_json(traced.to_json()) == traced
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"slots": 1}, "outside"),
+        ({"result": 5}, "result"),
+        ({"instructions": [["eval", 0, 0, 1.0]]}, "into itself"),
+        ({"instructions": [["combine", 0, [[1.0, 1]]]]}, "before"),
+        ({"instructions": [["combine", 0, []]]}, "combines nothing"),
+        ({"instructions": [["combine", 0, [["1", 0]]]]}, "finite number"),
+        ({"instructions": [["eval", True, 0, 1.0]]}, "outside"),
+        ({"instructions": [["eval", 1, 0]]}, "not a program"),
+        ({"instructions": [["jump", 0]]}, "jump"),
+        ({"instructions": 3}, "not a program"),
+        ({"sigmas": [float("nan")]}, "finite"),
+        ({"sampler": ...}, "sampler"),
+    ],
+)
+def test_a_program_that_cannot_run_is_refused(change: dict[str, Any], word: str) -> None:
+    record = json.loads(program.trace("euler", SIGMAS).to_json()) | change
+    record = {name: value for name, value in record.items() if value is not ...}
+    with pytest.raises(InvalidProgram, match=word):
+        Program.from_json(json.dumps(record))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{", "7"])
+def test_text_that_is_no_program_is_refused(text: str) -> None:
+    with pytest.raises(InvalidProgram, match="to_json"):
+        Program.from_json(text)
+
+
+def test_a_program_prints_what_it_does() -> None:
+    text = str(program.trace("dpmpp_2m", (14.0, 3.0, 1.0, 0.0)))
+    assert text.splitlines() == [
+        "x1 = D(x0, σ 14)",
+        "x0 = 0.214286·x0 + 0.785714·x1",
+        "x2 = D(x0, σ 3)",
+        "x1 = 0.333333·x0 + 0.904393·x2 − 0.237726·x1",
+        "x2 = D(x1, σ 1)",
+        "result x2",
+    ]

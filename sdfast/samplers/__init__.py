@@ -10,7 +10,36 @@ shape, made for the interval between the two noise levels.
 
 from __future__ import annotations
 
-from . import ancestral, dpm, euler
-from .registry import Sampler, get, names, sampler
+from . import (
+    ancestral,
+    consistency,
+    dpm,
+    dpm_solver,
+    euler,
+    momentum,
+    multistep,
+    runge_kutta,
+    supreme,
+    taylor,
+    unipc,
+)
+from .registry import NOISES, Sampler, get, names, sampler
 
-__all__ = ["Sampler", "ancestral", "dpm", "euler", "get", "names", "sampler"]
+__all__ = [
+    "NOISES",
+    "Sampler",
+    "ancestral",
+    "consistency",
+    "dpm",
+    "dpm_solver",
+    "euler",
+    "get",
+    "momentum",
+    "multistep",
+    "names",
+    "runge_kutta",
+    "sampler",
+    "supreme",
+    "taylor",
+    "unipc",
+]

@@ -1,4 +1,4 @@
-"""Euler's method, the first-order step that all others refine."""
+"""Euler's method, the first-order step that all others refine, and Karras's churn."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 from itertools import pairwise
 from typing import Any
 
-from .registry import Range, sampler
+from .registry import Allowed, Range, sampler
 
-CHURN = {
+CHURN: dict[str, Allowed] = {
     "s_churn": Range(0, 1e6),
     "s_tmin": Range(0, math.inf),
     "s_tmax": Range(0, math.inf),
@@ -21,14 +21,26 @@ def transfer(x: Any, denoised: Any, sigma: float, target: float) -> Any:
     return (target / sigma) * x + (1 - target / sigma) * denoised
 
 
-def churn(
-    x: Any, sigma: float, gamma: float, s_noise: float, noise: Any, sigma_next: float
-) -> tuple[Any, float]:
-    """x raised to the level σ̂ = σ(1 + γ) by fresh noise (arXiv:2206.00364, algorithm 2)."""
-    if gamma == 0:
-        return x, sigma
-    raised = sigma * (1 + gamma)
-    return x + s_noise * math.sqrt(raised**2 - sigma**2) * noise(sigma, sigma_next), raised
+def derivative(x: Any, denoised: Any, sigma: float) -> Any:
+    """ε = (x − D)/σ = dx/dσ of the probability-flow ODE."""
+    return (x - denoised) * (1 / sigma)
+
+
+def churner(
+    steps: int, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float, noise: Any
+) -> Any:
+    """churn(x, σ, σ_next) → (x̂, σ̂): x raised by fresh noise to σ̂ = σ(1 + γ), with
+    γ = min(s_churn / steps, √2 − 1) for σ in s_tmin…s_tmax (arXiv:2206.00364, algorithm 2)."""
+    gamma = min(s_churn / steps, math.sqrt(2) - 1)
+
+    def churn(x: Any, sigma: float, sigma_next: float) -> tuple[Any, float]:
+        if gamma == 0 or not s_tmin <= sigma <= s_tmax:
+            return x, sigma
+        raised = sigma * (1 + gamma)
+        up = s_noise * math.sqrt(raised**2 - sigma**2)
+        return x + up * noise(sigma, sigma_next), raised
+
+    return churn
 
 
 @sampler(
@@ -52,9 +64,8 @@ def euler(
     Karras et al. 2022, algorithm 2 without its correction: order 1, one evaluation a step, noise
     only with s_churn > 0, between s_tmin and s_tmax. Choose it to compare others with.
     """
-    steps = len(sigmas) - 1
+    churn = churner(len(sigmas) - 1, s_churn, s_tmin, s_tmax, s_noise, noise)
     for sigma, sigma_next in pairwise(sigmas):
-        gamma = min(s_churn / steps, math.sqrt(2) - 1) if s_tmin <= sigma <= s_tmax else 0.0
-        x, raised = churn(x, sigma, gamma, s_noise, noise, sigma_next)
+        x, raised = churn(x, sigma, sigma_next)
         x = transfer(x, model(x, raised), raised, sigma_next)
     return x

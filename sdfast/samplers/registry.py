@@ -17,10 +17,50 @@ Noise = Callable[[float, float], Any]
 
 @dataclass(frozen=True)
 class Range:
-    """The values a parameter may take, both ends included."""
+    """The numbers a parameter may be, both ends included; only whole ones where `whole` is set."""
 
     low: float
     high: float
+    whole: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        number = isinstance(value, int) or (isinstance(value, float) and not self.whole)
+        return number and not isinstance(value, bool) and self.low <= value <= self.high  # type: ignore[operator]
+
+    def __str__(self) -> str:
+        return f"a {'whole ' * self.whole}number from {self.low:g} to {self.high:g}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The words a parameter may be."""
+
+    words: tuple[str, ...]
+
+    def __contains__(self, value: object) -> bool:
+        return value in self.words
+
+    def __str__(self) -> str:
+        return "one of " + ", ".join(self.words)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A parameter that is a tuple of numbers, each in a range."""
+
+    each: Range
+
+    def __contains__(self, values: object) -> bool:
+        return isinstance(values, tuple) and all(value in self.each for value in values)
+
+    def __str__(self) -> str:
+        return f"a tuple in which every value is {self.each}"
+
+
+Allowed = Range | Choice | Listed
+
+NOISES = ("gaussian", "uniform", "brownian", "pyramid", "highres-pyramid", "perlin", "laplacian")
+"""The kinds of noise a sampler may ask for."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +73,11 @@ class Sampler:
     paper: where it was published
     static: its control flow depends on sigmas and parameters alone, so it traces to a program
     stochastic: it draws noise at the default parameters
+    noise: the kind it draws, unless its parameter noise_kind says another
+    drops_penultimate: it draws better where the schedule leaves out its smallest sigma above 0
     parameters: name → default; ranges: name → allowed values
-    order: evaluations per step
+    evaluations: steps of a schedule that ends in 0 → calls of the network at default parameters;
+        None where that depends on the picture
     """
 
     name: str
@@ -44,9 +87,11 @@ class Sampler:
     paper: str
     static: bool
     stochastic: bool
+    noise: str
+    drops_penultimate: bool
     parameters: Mapping[str, Any]
-    ranges: Mapping[str, Range]
-    evaluations: Callable[[int], int]
+    ranges: Mapping[str, Allowed]
+    evaluations: Callable[[int], int | None]
 
     @property
     def doc(self) -> str:
@@ -80,13 +125,14 @@ class Sampler:
                     f"sampler {self.name} has no parameter {name!r}{nearest(name, self.parameters)}"
                     f"; it has: {', '.join(self.parameters) or 'none'}"
                 )
-            allowed = self.ranges[name]
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not allowed.low <= value <= allowed.high:
+            if value not in self.ranges[name]:
                 raise InvalidRequest(
-                    f"{name} of sampler {self.name} is {value!r}; it must be a number from "
-                    f"{allowed.low:g} to {allowed.high:g}"
+                    f"{name} of sampler {self.name} is {value!r}; it must be {self.ranges[name]}"
                 )
+
+    def noise_kind(self, parameters: Mapping[str, Any]) -> str:
+        """The kind of noise that it draws with these parameters."""
+        return str(parameters.get("noise_kind", self.noise))
 
 
 _SAMPLERS: dict[str, Sampler] = {}
@@ -100,8 +146,10 @@ def sampler(
     paper: str,
     static: bool = True,
     stochastic: bool = False,
-    ranges: Mapping[str, Range] | None = None,
-    evaluations: Callable[[int], int] = lambda steps: steps,
+    noise: str = "gaussian",
+    drops_penultimate: bool = False,
+    ranges: Mapping[str, Allowed] | None = None,
+    evaluations: Callable[[int], int | None] = lambda steps: steps,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Registers the function below it under a name and its aliases."""
 
@@ -115,6 +163,8 @@ def sampler(
             paper=paper,
             static=static,
             stochastic=stochastic,
+            noise=noise,
+            drops_penultimate=drops_penultimate,
             parameters={a.name: a.default for a in arguments},
             ranges=ranges or {},
             evaluations=evaluations,
