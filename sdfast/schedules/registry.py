@@ -1,0 +1,128 @@
+"""What a schedule is to the rest of the program, and where it is found by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from ..errors import InvalidRequest, UnknownSchedule, nearest
+from .noise_schedule import NoiseSchedule
+
+Numbers = tuple[float, float]  # the lowest and the highest value, both allowed
+Words = frozenset[str]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A way to choose noise levels.
+
+    function: f(steps, ns, **parameters) → the levels above 0, descending
+    allowed: parameter → the values it may take
+    """
+
+    name: str
+    function: Callable[..., Sequence[float]]
+    allowed: Mapping[str, Numbers | Words]
+
+    def check(self, parameters: Mapping[str, Any]) -> None:
+        """Raises InvalidRequest unless the schedule has these parameters and takes their values."""
+        for name, value in parameters.items():
+            if name not in self.allowed:
+                raise InvalidRequest(
+                    f"schedule {self.name} has no parameter {name!r}{nearest(name, self.allowed)}; "
+                    f"it has: {', '.join(self.allowed) or 'none'}"
+                )
+            allowed = self.allowed[name]
+            if not _allows(allowed, value):
+                raise InvalidRequest(
+                    f"{name} of schedule {self.name} is {value!r}; it must be {_said(allowed)}"
+                )
+
+
+_SCHEDULES: dict[str, Schedule] = {}
+_ALIASES: dict[str, str] = {}
+
+
+def schedule(
+    *aliases: str, **allowed: Numbers | Words
+) -> Callable[[Callable[..., Sequence[float]]], Callable[..., Sequence[float]]]:
+    """Registers the function below it under its own name and the aliases."""
+
+    def register(function: Callable[..., Sequence[float]]) -> Callable[..., Sequence[float]]:
+        name = function.__name__
+        _SCHEDULES[name] = Schedule(name, function, allowed)
+        for word in (name, *aliases):
+            if _ALIASES.setdefault(_key(word), name) != name:
+                raise TypeError(f"schedule {name}: {word!r} is {_ALIASES[_key(word)]} already")
+        return function
+
+    return register
+
+
+def names() -> tuple[str, ...]:
+    """The canonical names, in alphabetical order."""
+    return tuple(sorted(_SCHEDULES))
+
+
+def get(name: str) -> str:
+    """The canonical name of the schedule that ComfyUI, A1111 or diffusers calls `name`: any case,
+    spaces and hyphens as underscores. Raises UnknownSchedule with the nearest."""
+    if _key(name) not in _ALIASES:
+        raise UnknownSchedule(
+            f"schedule {name!r} is unknown{nearest(_key(name), _ALIASES)}; known: "
+            + ", ".join(names())
+        )
+    return _ALIASES[_key(name)]
+
+
+def sigmas(name: str, steps: int, ns: NoiseSchedule, **parameters: Any) -> tuple[float, ...]:
+    """The noise levels of a run, strictly descending, and a final 0.
+
+    name: a schedule's name or alias
+    steps: 1…T. That many levels come before the 0, except for ddim_uniform, which may give more
+        or fewer, and where neighbours coincide (beta from some 150 steps): a run's steps are
+        len(sigmas) − 1
+    parameters: the schedule's own, by name
+
+    Raises UnknownSchedule, or InvalidRequest for steps and parameters out of their range.
+    """
+    found = _SCHEDULES[get(name)]
+    count = len(ns.sigmas)
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= count:
+        raise InvalidRequest(f"steps is {steps!r}; it must be a whole number from 1 to {count}")
+    found.check(parameters)
+    levels = found.function(steps, ns, **parameters)
+    return (*(level for level, _ in groupby(levels)), 0.0)  # a step from σ to σ would do nothing
+
+
+def discard_penultimate(sigmas: Sequence[float]) -> tuple[float, ...]:
+    """The sigmas, at least two, without the last but one: the smallest above 0.
+
+    ComfyUI builds a schedule of steps + 1 and does this for dpm_2, uni_pc and their kin, whose
+    last step gains nothing from so small a level.
+    """
+    if len(sigmas) < 3:
+        raise ValueError(
+            f"{len(sigmas)} sigmas have no penultimate one to discard; it takes 3 or more"
+        )
+    return (*sigmas[:-2], sigmas[-1])
+
+
+def _key(name: str) -> str:
+    return name.strip().lower().replace(" ", "_").replace("-", "_")
+
+
+def _allows(allowed: Numbers | Words, value: object) -> bool:
+    if isinstance(allowed, frozenset):
+        return isinstance(value, str) and value in allowed
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return allowed[0] <= value <= allowed[1]
+
+
+def _said(allowed: Numbers | Words) -> str:
+    if isinstance(allowed, frozenset):
+        return " or ".join(map(repr, sorted(allowed)))
+    return f"a number from {allowed[0]:g} to {allowed[1]:g}"
