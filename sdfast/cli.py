@@ -60,7 +60,7 @@ def main() -> None:
 @click.option("--bundle", help="Name or folder of a bundle. [demo, or that of --from]")
 @click.option("--steps", type=int, help="Steps of the sampler.")
 @click.option("--sampler", help="See `sdfast samplers`.")
-@click.option("--schedule", help="Sigma schedule: karras, normal, simple.")
+@click.option("--schedule", help="Sigma schedule, by name: see sdfast samplers.")
 @click.option("--guidance", type=float, help="Scale of classifier-free guidance; 1: none.")
 @click.option("--seed", type=int, help="Of the first image; image k has seed + k. [random]")
 @click.option("--width", type=int, help="Pixels.")
