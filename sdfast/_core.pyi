@@ -10,6 +10,9 @@ class Tensor:
     @staticmethod
     def from_dlpack(array: Any) -> Tensor:
         """The memory of a C-contiguous CPU array of another library, shared, not copied."""
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Rows start…stop − 1 along the first axis, 0 ≤ start < stop ≤ shape[0]: the same memory,
+        kept alive by the result."""
     @property
     def pointer(self) -> int: ...
     @property

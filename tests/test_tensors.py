@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
@@ -43,6 +46,40 @@ def test_a_view_outlives_its_tensor() -> None:
     view = np.asarray(Tensor.empty((1000,), "f32"))
     view[:] = 7
     assert (view == 7).all()
+
+
+def test_rows_are_the_same_memory() -> None:
+    whole = Tensor.empty((5, 3), "i32")
+    part = whole.rows(2, 4)
+    assert (part.shape, part.dtype, part.nbytes) == ((2, 3), "i32", 24)
+    assert part.pointer == whole.pointer + 2 * 3 * 4
+    np.asarray(whole)[:] = np.arange(15).reshape(5, 3)
+    assert np.asarray(part).tolist() == [[6, 7, 8], [9, 10, 11]]
+    assert part.rows(1, 2).pointer == whole.rows(3, 4).pointer
+
+
+def test_rows_keep_their_tensor_alive() -> None:
+    array = np.arange(4000, dtype=np.float32).reshape(4, 1000)
+    held = weakref.ref(array)
+    part = Tensor.from_dlpack(array).rows(3, 4)
+    del array
+    gc.collect()
+    assert held() is not None
+    assert np.asarray(part)[0, -1] == 3999
+    del part
+    gc.collect()
+    assert held() is None
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, 2), (2, 2), (3, 2), (0, 6), (5, 6)])
+def test_rows_that_are_not_there_are_refused(start: int, stop: int) -> None:
+    with pytest.raises(ValueError, match="not in a tensor of 5 rows"):
+        Tensor.empty((5, 3), "f32").rows(start, stop)
+
+
+def test_a_number_has_no_rows() -> None:
+    with pytest.raises(ValueError, match="0 rows"):
+        Tensor.empty((), "f32").rows(0, 1)
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,16 @@ Tensor empty(std::vector<std::int64_t> shape, const std::string& dtype, const st
     throw std::invalid_argument("dtype '" + dtype + "' is unknown; use f32, f16, i32, i64 or u8");
 }
 
+Tensor rows(const Tensor& tensor, std::int64_t start, std::int64_t stop) {
+    const std::int64_t count = tensor.shape.empty() ? 0 : tensor.shape[0];
+    if (start < 0 || start >= stop || stop > count)
+        throw std::invalid_argument("rows " + std::to_string(start) + " to " + std::to_string(stop) +
+                                    " are not in a tensor of " + std::to_string(count) + " rows");
+    std::vector<std::int64_t> shape = tensor.shape;
+    shape[0] = stop - start;
+    return make(tensor.memory, static_cast<char*>(tensor.data) + start * tensor.strides_bytes[0], tensor.type, std::move(shape));
+}
+
 Tensor from_dlpack(nb::ndarray<nb::c_contig, nb::device::cpu> array) {
     for (const auto& known : TYPES) {
         if (array.dtype() != known.dlpack) continue;
@@ -115,6 +125,12 @@ float* floats(const Tensor& tensor, const char* name) {
     return static_cast<float*>(tensor.data);
 }
 
+void apart(const Tensor& a, const Tensor& b, const char* names) {
+    const auto *first = static_cast<const char*>(a.data), *second = static_cast<const char*>(b.data);
+    if (first < second + b.bytes() && second < first + a.bytes())
+        throw std::invalid_argument(std::string(names) + " share memory; they must lie apart");
+}
+
 void same_shape(const Tensor& a, const Tensor& b, const char* names) {
     if (a.shape != b.shape) throw std::invalid_argument(std::string(names) + " must have one shape");
 }
@@ -126,6 +142,7 @@ void bind_tensor(nb::module_& module) {
                     "Uninitialised memory, 64-byte aligned. dtype: f32, f16, i32, i64 or u8.")
         .def_static("from_dlpack", &from_dlpack, nb::arg("array").noconvert(),
                     "The memory of a C-contiguous CPU array of another library, shared, not copied.")
+        .def("rows", &rows, nb::arg("start"), nb::arg("stop"), "Rows start…stop − 1 along the first axis: the same memory.")
         .def_prop_ro("pointer", [](const Tensor& t) { return reinterpret_cast<std::uintptr_t>(t.data); })
         .def_prop_ro("shape", [](const Tensor& t) { return nb::tuple(nb::cast(t.shape)); })
         .def_prop_ro("dtype", [](const Tensor& t) { return info(t.type).name; })

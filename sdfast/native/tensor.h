@@ -26,6 +26,8 @@ struct Tensor {
 float* floats(const Tensor& tensor, const char* name);
 // Throws ValueError unless both tensors have one shape.
 void same_shape(const Tensor& a, const Tensor& b, const char* names);
+// Throws ValueError if both tensors have a byte in common.
+void apart(const Tensor& a, const Tensor& b, const char* names);
 
 void bind_tensor(nanobind::module_& module);
 void bind_latents(nanobind::module_& module);
