@@ -76,9 +76,9 @@ def test_without_a_second_half_guidance_has_no_part() -> None:
 
 
 @given(
-    st.integers(1, 5000),
-    st.lists(st.floats(-3, 3), min_size=1, max_size=9),
-    st.one_of(st.none(), st.integers(0, 8)),
+    st.integers(1, 9000),
+    st.lists(st.floats(-3, 3), min_size=1, max_size=14),
+    st.one_of(st.none(), st.integers(0, 13)),
     seeds,
 )
 def test_combine_is_one_weighted_sum_even_over_its_own_source(
@@ -95,6 +95,9 @@ def tensor(*shape: int, dtype: str = "f32") -> Tensor:
     return Tensor.empty(shape, dtype)
 
 
+WHOLE = tensor(3, 4)
+
+
 @pytest.mark.parametrize(
     ("call", "word"),
     [
@@ -103,9 +106,11 @@ def tensor(*shape: int, dtype: str = "f32") -> Tensor:
         (lambda: _core.combine(tensor(4), [1.0], [tensor(5)]), "one shape"),
         (lambda: _core.combine(tensor(4), [1.0], [None]), "None"),  # type: ignore[list-item]
         (lambda: _core.combine(tensor(4), [1.0], [tensor(4, dtype="i32")]), "f32"),
+        (lambda: _core.combine(WHOLE.rows(0, 2), [1.0], [WHOLE.rows(1, 3)]), "lie apart"),
         (lambda: _core.prepare(tensor(3, 4), tensor(3), tensor(1, 4), 1.0, 1.0), "twice"),
         (lambda: _core.prepare(tensor(2, 4), tensor(3), tensor(1, 4), 1.0, 1.0), "timestep"),
         (lambda: _core.prepare(tensor(2, 5), tensor(2), tensor(1, 4), 1.0, 1.0), "twice"),
+        (lambda: _core.prepare(WHOLE, tensor(3), WHOLE, 1.0, 1.0), "latent and x share memory"),
         (
             lambda: _core.guide(tensor(1, 4), tensor(2, 4), tensor(1, 4), 1.0, 1.0, "flow"),
             "epsilon, v_prediction",
@@ -113,6 +118,16 @@ def tensor(*shape: int, dtype: str = "f32") -> Tensor:
         (
             lambda: _core.guide(tensor(2, 4), tensor(2, 4), tensor(1, 4), 1.0, 1.0, "sample"),
             "one shape",
+        ),
+        (
+            lambda: _core.guide(WHOLE, tensor(6, 4), WHOLE, 1.0, 1.0, "sample"),
+            "denoised and x share memory",
+        ),
+        (
+            lambda: _core.guide(
+                WHOLE.rows(1, 2), WHOLE.rows(1, 3), tensor(1, 4), 1.0, 1.0, "sample"
+            ),
+            "denoised and predicted share memory",
         ),
         (lambda: _core.philox_normals(tensor(2, 4), [1], 0), "one seed for each"),
         (lambda: _core.TorchGenerator(0).normals(tensor(1, 15), 0), "16"),

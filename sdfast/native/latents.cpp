@@ -1,5 +1,6 @@
 // The three passes over latents that a step needs besides the network.
 #include <algorithm>
+#include <array>
 #include <stdexcept>
 #include <string>
 
@@ -25,8 +26,34 @@ FOR_EVERY_CPU void scale_into(float* __restrict out, const float* __restrict in,
     for (std::int64_t k = 0; k < n; ++k) out[k] = factor * in[k];
 }
 
-FOR_EVERY_CPU void add_scaled(float* __restrict out, const float* __restrict in, float factor, std::int64_t n) {
-    for (std::int64_t k = 0; k < n; ++k) out[k] += factor * in[k];
+// out = Σ cₖ · sourceₖ: every latent is read once and out written once. out may be a source, which
+// element by element does no harm.
+template <std::size_t terms>
+[[gnu::always_inline]] inline void weighted_sum_of(float* out, const float* const* sources, const float* coefficients,
+                                                   std::int64_t n) {
+    const float* source[terms];
+    float c[terms];
+    std::copy_n(sources, terms, source);
+    std::copy_n(coefficients, terms, c);
+#pragma GCC ivdep
+    for (std::int64_t k = 0; k < n; ++k) {
+        float sum = c[0] * source[0][k];
+        for (std::size_t term = 1; term < terms; ++term) sum += c[term] * source[term][k];
+        out[k] = sum;
+    }
+}
+
+constexpr std::size_t most_terms = 6;
+
+FOR_EVERY_CPU void weighted_sum(float* out, const float* const* sources, const float* c, std::size_t terms, std::int64_t n) {
+    switch (terms) {
+        case 1: return weighted_sum_of<1>(out, sources, c, n);
+        case 2: return weighted_sum_of<2>(out, sources, c, n);
+        case 3: return weighted_sum_of<3>(out, sources, c, n);
+        case 4: return weighted_sum_of<4>(out, sources, c, n);
+        case 5: return weighted_sum_of<5>(out, sources, c, n);
+        default: return weighted_sum_of<most_terms>(out, sources, c, n);
+    }
 }
 
 FOR_EVERY_CPU void denoise_one(float* __restrict out, const float* __restrict predicted, const float* __restrict x,
@@ -57,6 +84,7 @@ Prediction prediction_named(const std::string& name) {
 
 void prepare(const Tensor& latent, const Tensor& timestep, const Tensor& x, double sigma, double t) {
     const std::int64_t rows = rows_of(latent, x, "latent"), n = x.count();
+    apart(latent, x, "latent and x");
     float* out = floats(latent, "latent");
     float* times = floats(timestep, "timestep");
     const float* in = floats(x, "x");
@@ -69,7 +97,8 @@ void prepare(const Tensor& latent, const Tensor& timestep, const Tensor& x, doub
 void guide_into(const Tensor& denoised, const Tensor& predicted, const Tensor& x, double sigma, double guidance,
                 const std::string& prediction) {
     same_shape(denoised, x, "denoised and x");
-    if (denoised.data == x.data) throw std::invalid_argument("denoised must not be x itself");
+    apart(denoised, x, "denoised and x");
+    apart(denoised, predicted, "denoised and predicted");
     const std::int64_t rows = rows_of(predicted, x, "predicted"), n = x.count();
     const Denoise d = denoise_coefficients(prediction_named(prediction), sigma);
     float* out = floats(denoised, "denoised");
@@ -87,18 +116,25 @@ void combine(const Tensor& out, const std::vector<double>& coefficients, const s
     for (const Tensor* source : sources) {
         if (source == nullptr) throw std::invalid_argument("a source is None; every source must be a tensor");
         same_shape(out, *source, "out and every source");
-        floats(*source, "a source");
+        if (floats(*source, "a source") != target) apart(out, *source, "out and a source that is another tensor");
     }
-    // A block of the result stays in the first cache level while every source adds to it: each latent is
-    // read once, out is written once, and out may be one of the sources.
-    constexpr std::int64_t block = 2048;
+    // In blocks that stay in the first cache level: the sum of the first terms when there are more than one pass takes.
+    constexpr std::int64_t block = 4096;
     alignas(64) float sum[block];
     for (std::int64_t start = 0; start < out.count(); start += block) {
         const std::int64_t n = std::min(block, out.count() - start);
-        scale_into(sum, static_cast<const float*>(sources[0]->data) + start, static_cast<float>(coefficients[0]), n);
-        for (std::size_t k = 1; k < sources.size(); ++k)
-            add_scaled(sum, static_cast<const float*>(sources[k]->data) + start, static_cast<float>(coefficients[k]), n);
-        std::copy_n(sum, n, target + start);
+        std::array<const float*, most_terms> from;
+        std::array<float, most_terms> by;
+        std::size_t terms = 0;
+        for (std::size_t k = 0; k < sources.size(); ++k) {
+            if (terms == most_terms) {
+                weighted_sum(sum, from.data(), by.data(), terms, n);
+                from[0] = sum, by[0] = 1.0f, terms = 1;
+            }
+            from[terms] = static_cast<const float*>(sources[k]->data) + start;
+            by[terms++] = static_cast<float>(coefficients[k]);
+        }
+        weighted_sum(target + start, from.data(), by.data(), terms, n);
     }
 }
 
