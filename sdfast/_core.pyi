@@ -47,9 +47,11 @@ def guide(
     sigma: float,
     guidance: float,
     prediction: str,
+    rescale: float = 0.0,
 ) -> None:
     """denoised [B, …] from the network's output [G·B, …] (unguided rows first) and x [B, …].
-    prediction: epsilon, v_prediction or sample."""
+    prediction: epsilon, v_prediction or sample. rescale: φ of CFG rescale, 0…1, of each image's v
+    (arXiv:2305.08891, §3.4). With one row for each image there is nothing to guide."""
 
 def combine(out: Tensor, coefficients: Sequence[float], sources: Sequence[Tensor]) -> None:
     """out = Σ cᵢ · sourceᵢ in one pass over memory; out may be one of the sources."""

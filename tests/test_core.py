@@ -21,6 +21,9 @@ def normal(seed: int, *shape: int) -> NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
+Wide = NDArray[np.float64]
+
+
 def close(got: NDArray[np.float32], expected: NDArray[np.float64], scale: float) -> bool:
     return bool(np.abs(got - expected).max() <= 1e-6 * max(scale, 1.0))
 
@@ -65,6 +68,74 @@ def test_guide_mixes_and_denoises(
     mixed = unguided + guidance * (guided - unguided)
     expected = PREDICTIONS[prediction](x.astype(np.float64), mixed, sigma)
     assert close(denoised, expected, 10 * (1 + sigma) * (1 + 2 * guidance))
+
+
+def v_from(x: Wide, denoised: Wide, sigma: float) -> Wide:
+    return (x / (sigma**2 + 1) - denoised) * np.sqrt(sigma**2 + 1) / sigma
+
+
+def rescaled(x: Wide, guided: Wide, mixed: Wide, sigma: float, phi: float) -> tuple[Wide, float]:
+    """D of v rescaled as arXiv:2305.08891 has it, and the largest factor on the way."""
+    v_guided, v = v_from(x, guided, sigma), v_from(x, mixed, sigma)
+    deviations = [a.std(axis=(1, 2, 3), ddof=1, keepdims=True) for a in (v_guided, v)]
+    factor = deviations[0] / deviations[1]
+    v = phi * v * factor + (1 - phi) * v
+    return x / (sigma**2 + 1) - v * sigma / np.sqrt(sigma**2 + 1), float(factor.max())
+
+
+@given(
+    st.integers(1, 3),
+    sides,
+    sides,
+    st.floats(1e-3, 100.0),  # v has no value at 0
+    st.floats(0, 20),
+    st.floats(0, 1),
+    st.sampled_from([*PREDICTIONS]),
+    seeds,
+)
+def test_rescale_gives_v_the_deviation_that_it_has_under_the_prompt(
+    batch: int,
+    h: int,
+    w: int,
+    sigma: float,
+    guidance: float,
+    phi: float,
+    prediction: str,
+    seed: int,
+) -> None:
+    x, out = normal(seed, batch, 4, h, w), normal(seed + 1, 2 * batch, 4, h, w)
+    denoised = np.full_like(x, np.nan)
+    tensors = [Tensor.from_dlpack(a) for a in (denoised, out, x)]
+    _core.guide(*tensors, sigma, guidance, prediction, phi)
+    wide = x.astype(np.float64)
+    unguided, guided = (
+        PREDICTIONS[prediction](wide, o, sigma) for o in np.split(out.astype(np.float64), 2)
+    )
+    mixed = unguided + guidance * (guided - unguided)
+    expected, factor = rescaled(wide, guided, mixed, sigma, phi)
+    assert close(denoised, expected, 10 * (1 + sigma) * (1 + 2 * guidance) * (1 + factor))
+
+
+def test_each_image_is_rescaled_by_itself() -> None:
+    x, out = normal(0, 3, 4, 5, 7), normal(1, 6, 4, 5, 7)
+    out[1] *= 9
+    together = np.empty_like(x)
+    _core.guide(*map(Tensor.from_dlpack, (together, out, x)), 2.0, 7.0, "epsilon", 0.7)
+    for image in range(3):
+        alone = np.empty_like(x[:1])
+        halves = out[[image, image + 3]]
+        tensors = map(Tensor.from_dlpack, (alone, halves, x[image : image + 1]))
+        _core.guide(*tensors, 2.0, 7.0, "epsilon", 0.7)
+        assert (alone[0] == together[image]).all()
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_without_noise_there_is_nothing_to_rescale(prediction: str) -> None:
+    x, out = normal(0, 1, 4, 5, 5), normal(1, 2, 4, 5, 5)
+    denoised = np.empty_like(x)
+    tensors = [Tensor.from_dlpack(a) for a in (denoised, out, x)]
+    _core.guide(*tensors, 0.0, 7.0, prediction, 0.7)
+    assert (denoised == x).all()
 
 
 def test_without_a_second_half_guidance_has_no_part() -> None:

@@ -18,17 +18,16 @@ namespace sdfast {
 enum class Prediction { epsilon, v, sample };
 
 struct Denoise {
-    float skip, scale;
+    double skip, scale;
 };
 
 // epsilon: D = x − σ ε.  v: D = x / (σ² + 1) − σ v / √(σ² + 1) (arXiv:2202.00512).  sample: D itself.
 SDFAST_FORMULA Denoise denoise_coefficients(Prediction prediction, double sigma) {
     const double variance = sigma * sigma + 1.0;
     switch (prediction) {
-        case Prediction::epsilon: return {1.0f, static_cast<float>(-sigma)};
-        case Prediction::v:
-            return {static_cast<float>(1.0 / variance), static_cast<float>(-sigma / std::sqrt(variance))};
-        default: return {0.0f, 1.0f};
+        case Prediction::epsilon: return {1.0, -sigma};
+        case Prediction::v: return {1.0 / variance, -sigma / std::sqrt(variance)};
+        default: return {0.0, 1.0};
     }
 }
 
@@ -36,8 +35,25 @@ SDFAST_FORMULA Denoise denoise_coefficients(Prediction prediction, double sigma)
 SDFAST_FORMULA double input_scale(double sigma) { return 1.0 / std::sqrt(sigma * sigma + 1.0); }
 
 // Classifier-free guidance (arXiv:2207.12598).
-SDFAST_FORMULA float guide(float unguided, float guided, float scale) {
+template <typename Number>
+SDFAST_FORMULA Number guide(Number unguided, Number guided, Number scale) {
     return unguided + scale * (guided - unguided);
+}
+
+// The part of D that is a multiple of v: D − x / (σ² + 1) = −σ v / √(σ² + 1), whatever the network predicts.
+// Its deviations are in the ratio of those of v, so that rescaling needs no v, which σ = 0 does not have.
+SDFAST_FORMULA Denoise v_part(Denoise d, double sigma) { return {d.skip - 1.0 / (sigma * sigma + 1.0), d.scale}; }
+
+// CFG rescale (arXiv:2305.08891, §3.4), of v: v ← φ · v · std(v_guided) / std(v) + (1 − φ) · v. This is the factor
+// of v from the two variances; an image whose v is constant has nothing to rescale.
+SDFAST_FORMULA double rescale_factor(double guided_variance, double variance, double phi) {
+    return variance > 0.0 ? phi * std::sqrt(guided_variance / variance) + 1.0 - phi : 1.0;
+}
+
+// D with v scaled by that factor: x / (σ² + 1) + factor · v_part.
+SDFAST_FORMULA Denoise rescaled(Denoise d, double sigma, double factor) {
+    const Denoise v = v_part(d, sigma);
+    return {d.skip - v.skip + factor * v.skip, factor * v.scale};
 }
 
 // Philox4x32-10 (Salmon et al., SC 2011): four random words for a counter and a key.
