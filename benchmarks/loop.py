@@ -22,6 +22,7 @@ from machine import described
 import sdfast
 from sdfast import noise
 from sdfast.backends import Engine
+from sdfast.guidance import Guidance
 from sdfast.request import Request, resolve
 
 
@@ -60,12 +61,12 @@ def main() -> None:
         engine.seconds = 0.0
         draw = noise.philox([0])
         started = perf_counter()
-        tested.run(4.0, draw)  # type: ignore[attr-defined]
+        tested.run(Guidance(4.0), draw)  # type: ignore[attr-defined]
         whole.append(perf_counter() - started)
         outside.append(whole[-1] - engine.seconds)
 
     profile = cProfile.Profile()
-    profile.runcall(tested.run, 4.0, noise.philox([0]))  # type: ignore[attr-defined]
+    profile.runcall(tested.run, Guidance(4.0), noise.philox([0]))  # type: ignore[attr-defined]
     calls = {
         f"{Path(file).name}:{name}": stat[0]
         for (file, _, name), stat in pstats.Stats(profile).stats.items()  # type: ignore[attr-defined]
@@ -91,7 +92,7 @@ def peak_bytes(loop: object) -> int:
     """What Python allocates at most during a run, beyond what was there."""
     draw = noise.philox([0])
     tracemalloc.start()
-    loop.run(4.0, draw)  # type: ignore[attr-defined]
+    loop.run(Guidance(4.0), draw)  # type: ignore[attr-defined]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return peak

@@ -17,6 +17,7 @@ from .bundle import Bundle
 from .conditioning import TextEncoder, load_tokenizer
 from .devices.cpu import Loop
 from .errors import BackendUnavailable, Cancelled, InvalidRequest
+from .guidance import Guidance
 from .noise import STREAMS
 from .request import Request, Resolved, resolve
 from .schedules import NoiseSchedule
@@ -170,10 +171,10 @@ class Pipeline:
         started = perf_counter()
         plan = self._plan(request, len(seeds), rows)
         _repeat(plan.unet["context"], self._text.context, rows, len(seeds))
-        self._unet.bind(plan.unet)
+        guidance = Guidance(request.guidance)
         draw = STREAMS[request.rng](seeds)
         plan.loop.start(plan.sigma, draw)
-        plan.loop.run(request.guidance, draw, _progress(request, seeds, callback))
+        plan.loop.run(guidance, draw, _progress(request, seeds, callback))
         denoised = perf_counter()
         self._decoder.bind({"latent": plan.latent, "image": plan.pixels})
         self._decoder.run()
@@ -204,7 +205,7 @@ class Pipeline:
         sigmas = schedules.sigmas(request.schedule, request.steps, self._schedule)
         loop = Loop(
             program.trace(request.sampler, sigmas),
-            self._unet.run,
+            self._unet,
             unet,
             (batch, channels, *sides),
             self._schedule,
