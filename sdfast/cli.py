@@ -62,6 +62,13 @@ def main() -> None:
 @click.option("--sampler", help="See `sdfast samplers`.")
 @click.option("--schedule", help="Sigma schedule, by name: see sdfast samplers.")
 @click.option("--guidance", type=float, help="Scale of classifier-free guidance; 1: none.")
+@click.option("--guidance-rescale", type=float, help="Part of its contrast to take back, 0…1. [0]")
+@click.option(
+    "--guidance-interval",
+    metavar="LOW,HIGH",
+    callback=lambda _context, _option, text: _low_high(text),
+    help="Noise levels between which guidance acts; steps outside are faster. [everywhere]",
+)
 @click.option("--seed", type=int, help="Of the first image; image k has seed + k. [random]")
 @click.option("--width", type=int, help="Pixels.")
 @click.option("--height", type=int, help="Pixels.")
@@ -116,6 +123,17 @@ def generate(
             result = pipe(request, callback=callback)
         files = _write(result, pipe, out, form)
         _report(result, files, as_json)
+
+
+def _low_high(text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InvalidRequest(
+            f"--guidance-interval is {text!r}; it must be two numbers, LOW,HIGH"
+        ) from None
 
 
 def _requests(

@@ -58,11 +58,14 @@ def encode(image: Image.Image, form: str, request: Request, model: str, version:
 def parameters(request: Request, model: str, version: str) -> str:
     """The request in the text form that A1111 writes into its pictures."""
     negative = f"\nNegative prompt: {request.negative_prompt}" if request.negative_prompt else ""
+    rescale = f"CFG rescale: {request.guidance_rescale:g}, " if request.guidance_rescale else ""
+    low_high = "-".join(f"{sigma:g}" for sigma in request.guidance_interval or ())
+    interval = f"CFG interval: {low_high}, " if low_high else ""
     return (
         f"{request.prompt}{negative}\nSteps: {request.steps}, Sampler: {request.sampler}, "
         f"Schedule type: {request.schedule}, CFG scale: {request.guidance:g}, "
-        f"Seed: {request.seed}, Size: {request.width}x{request.height}, Model: {model}, "
-        f"RNG: {request.rng}, Version: sdfast {version}"
+        f"{rescale}{interval}Seed: {request.seed}, Size: {request.width}x{request.height}, "
+        f"Model: {model}, RNG: {request.rng}, Version: sdfast {version}"
     )
 
 

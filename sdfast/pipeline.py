@@ -124,9 +124,9 @@ class Pipeline:
     ) -> Result:
         """Draws one request: a Request, or a prompt and its parameters by name.
 
-        parameters: those of Request (steps, sampler, schedule, guidance, seed, width, height,
-            count, rng), or diffusers' names for them: num_inference_steps, guidance_scale,
-            num_images_per_prompt
+        parameters: those of Request (steps, sampler, schedule, guidance, guidance_rescale,
+            guidance_interval, seed, width, height, count, rng), or diffusers' names for them:
+            num_inference_steps, guidance_scale, num_images_per_prompt
         generator: diffusers' way to give a seed: a torch.Generator; one on the CPU also chooses
             rng="torch", one on CUDA "philox", so that the noise is the one it would draw
         callback: see Callback
@@ -171,7 +171,7 @@ class Pipeline:
         started = perf_counter()
         plan = self._plan(request, len(seeds), rows)
         _repeat(plan.unet["context"], self._text.context, rows, len(seeds))
-        guidance = Guidance(request.guidance)
+        guidance = Guidance(request.guidance, request.guidance_rescale, request.guidance_interval)
         draw = STREAMS[request.rng](seeds)
         plan.loop.start(plan.sigma, draw)
         plan.loop.run(guidance, draw, _progress(request, seeds, callback))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -16,6 +17,7 @@ RNGS = ("philox", "torch")
 MAX_STEPS = 1000
 MAX_COUNT = 64
 MAX_SEED = 2**64 - 1
+_LARGEST = sys.float_info.max
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,9 @@ class Request:
     steps: of the sampler, 1…1000
     sampler, schedule: names or aliases (`sdfast samplers` lists them)
     guidance: scale of classifier-free guidance (arXiv:2207.12598), ≥ 0; 1 leaves it out
+    guidance_rescale: part of its excess contrast that is taken back (arXiv:2305.08891), 0…1
+    guidance_interval: noise levels (low, high) between which it acts (arXiv:2404.07724),
+        0 ≤ low < high; None for everywhere. Outside a step takes about half the time
     seed: of the first image, 0…2⁶⁴ − 1; image k has seed + k
     width, height: pixels
     count: images, 1…64
@@ -40,6 +45,8 @@ class Request:
     sampler: str | None = None
     schedule: str | None = None
     guidance: float | None = None
+    guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, float] | None = None
     seed: int | None = None
     width: int | None = None
     height: int | None = None
@@ -61,7 +68,12 @@ class Request:
                 )
         if "prompt" not in values:
             raise InvalidRequest("the request has no prompt: say what to draw")
-        return cls(**values)
+        # JSON has lists only; a request is compared and hashed, so it holds tuples.
+        held: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+        return cls(**held)
 
 
 @dataclass(frozen=True)
@@ -74,6 +86,8 @@ class Resolved:
     sampler: str
     schedule: str
     guidance: float
+    guidance_rescale: float
+    guidance_interval: tuple[float, float] | None
     seed: int
     width: int
     height: int
@@ -117,7 +131,9 @@ def resolve(request: Request, bundle: Bundle) -> Resolved:
         steps=_integer("steps", given.steps, 1, min(MAX_STEPS, bundle.manifest.betas.count)),
         sampler=samplers.get(_text("sampler", given.sampler)).name,
         schedule=schedules.get(_text("schedule", given.schedule)),
-        guidance=_scale("guidance", given.guidance),
+        guidance=_number("guidance", given.guidance, 0, 100),
+        guidance_rescale=_number("guidance_rescale", given.guidance_rescale, 0, 1),
+        guidance_interval=_interval("guidance_interval", given.guidance_interval),
         seed=_integer("seed", given.seed, 0, MAX_SEED),
         width=_side("width", given.width, sizes.minimum, sizes.maximum, sizes.multiple),
         height=_side("height", given.height, sizes.minimum, sizes.maximum, sizes.multiple),
@@ -138,11 +154,30 @@ def _integer(name: str, value: object, low: int, high: int) -> int:
     return value
 
 
-def _scale(name: str, value: object) -> float:
-    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else -1
-    if not (math.isfinite(number) and 0 <= number <= 100):
-        raise InvalidRequest(f"{name} is {value!r}; it must be a number from 0 to 100")
+def _real(value: object) -> float:
+    """The finite number that a value is; NaN for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > _LARGEST:
+        return math.nan
+    return float(value)
+
+
+def _number(name: str, value: object, low: int, high: int) -> float:
+    number = _real(value)
+    if not low <= number <= high:
+        raise InvalidRequest(f"{name} is {value!r}; it must be a number from {low} to {high}")
     return number
+
+
+def _interval(name: str, value: object) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    pair = value if isinstance(value, tuple | list) and len(value) == 2 else (None, None)
+    low, high = map(_real, pair)
+    if not 0 <= low < high:
+        raise InvalidRequest(
+            f"{name} is {value!r}; it must be two noise levels (low, high) with 0 <= low < high"
+        )
+    return low, high
 
 
 def _side(name: str, value: object, low: int, high: int, multiple: int) -> int:

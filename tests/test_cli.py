@@ -40,6 +40,18 @@ def test_from_repeats_a_picture_bit_by_bit(tmp_path: Path) -> None:
     assert pictures[0].tobytes() == pictures[1].tobytes() != pictures[2].tobytes()
 
 
+def test_from_repeats_limited_and_rescaled_guidance(tmp_path: Path) -> None:
+    first, second, plain = (tmp_path / f"{name}.png" for name in "abc")
+    words = ("generate", PROMPT, "--steps", "4", "--seed", "3", "--guidance", "9")
+    more = ("--guidance-rescale", "0.7", "--guidance-interval", "0.3,5")
+    assert sdfast(*words, *more, "--out", first).returncode == 0
+    assert sdfast("generate", "--from", first, "--out", second).returncode == 0
+    assert sdfast(*words, "--out", plain).returncode == 0
+    pictures = [Image.open(file) for file in (first, second, plain)]
+    assert pictures[0].info["sdfast"] == pictures[1].info["sdfast"]
+    assert pictures[0].tobytes() == pictures[1].tobytes() != pictures[2].tobytes()
+
+
 def test_from_uses_the_bundle_that_the_picture_was_made_with(tmp_path: Path, copied: Path) -> None:
     file, again = tmp_path / "a.png", tmp_path / "b.png"
     words = ("generate", "a red star", "--steps", "1", "--bundle")
@@ -82,6 +94,10 @@ WRONG = {
     "huge size": (["generate", "x", "--height", "1000000"], "from 64 to"),
     "huge steps": (["generate", "x", "--steps", "100000"], "from 1 to 1000"),
     "NaN": (["generate", "x", "--guidance", "nan"], "from 0 to 100"),
+    "rescale beyond 1": (["generate", "x", "--guidance-rescale", "2"], "from 0 to 1"),
+    "interval of words": (["generate", "x", "--guidance-interval", "low"], "numbers, LOW,HIGH"),
+    "interval of one": (["generate", "x", "--guidance-interval", "3"], "two noise levels"),
+    "interval upside down": (["generate", "x", "--guidance-interval", "5,1"], "low < high"),
     "negative seed": (["generate", "x", "--seed=-1"], "seed is -1"),
     "unknown sampler": (["generate", "x", "--sampler", "dpm"], "known: ddim"),
     "unknown schedule": (["generate", "x", "--schedule", "karas"], "did you mean 'karras'"),

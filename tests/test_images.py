@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from sdfast import images
 from sdfast.errors import InvalidRequest
@@ -62,6 +64,26 @@ def test_png_has_the_parameters_line_that_other_programs_read(tmp_path: Path) ->
         f"Seed: {2**60}, Size: 64x32, Model: demo, RNG: philox, Version: sdfast 0.1.0",
     ]
     assert full["request"]["prompt"] == REQUEST.prompt
+
+
+def test_the_line_and_the_request_tell_how_guidance_was_limited(tmp_path: Path) -> None:
+    request = replace(REQUEST, guidance_rescale=0.7, guidance_interval=(0.3, 5.0))
+    file = tmp_path / "picture.png"
+    file.write_bytes(images.encode(picture(), "png", request, "demo", "0.1.0"))
+    assert images.read_request(file) == (request, "demo")
+    with Image.open(file) as found:
+        line = found.info["parameters"]
+    assert "CFG scale: 4.5, CFG rescale: 0.7, CFG interval: 0.3-5, Seed" in line
+
+
+def test_pictures_from_before_a_parameter_existed_still_load(tmp_path: Path) -> None:
+    old = REQUEST.to_dict()
+    del old["guidance_rescale"], old["guidance_interval"]
+    info = PngInfo()
+    info.add_itxt("sdfast", json.dumps({"request": old, "model": "demo", "version": "0.1.0"}))
+    file = tmp_path / "old.png"
+    picture().save(file, pnginfo=info)
+    assert images.read_request(file) == (REQUEST, "demo")
 
 
 def test_jpeg_has_it_where_a1111_puts_it(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ import torch
 from PIL import Image, ImageChops
 
 import sdfast
+from sdfast import schedules
 from sdfast.errors import BackendUnavailable, Cancelled, InvalidRequest
+from sdfast.schedules import NoiseSchedule
 
 PROMPT = "a large red circle on a blue background"
 
@@ -69,6 +71,42 @@ def test_guidance_1_leaves_the_unguided_half_out(demo: sdfast.Pipeline) -> None:
     nearly = demo(PROMPT, seed=0, steps=4, guidance=1.0 + 1e-9).images[0]
     assert levels_apart(plain, ignored) == 0
     assert levels_apart(plain, nearly) <= 2
+
+
+def test_outside_the_interval_the_network_evaluates_half_the_batch(demo: sdfast.Pipeline) -> None:
+    batches: list[int] = []
+
+    def watch(done: int, of: int) -> None:
+        batches.append(demo._unet._bound["latent"].shape[0])  # type: ignore[attr-defined]
+
+    demo(PROMPT, count=2, steps=12, guidance_interval=(0.3, 5.0), callback=watch)
+    betas = demo.bundle.manifest.betas
+    ns = NoiseSchedule.from_betas(betas.name, betas.start, betas.end, betas.count)
+    sigmas = schedules.sigmas(demo.bundle.defaults.schedule, 12, ns)[:-1]
+    assert batches == [4 if 0.3 < sigma <= 5.0 else 2 for sigma in sigmas]
+    assert {2, 4} == set(batches)
+
+
+def test_an_interval_of_everything_is_plain_guidance_and_of_nothing_none_bit_for_bit(
+    demo: sdfast.Pipeline,
+) -> None:
+    def draw(**parameters: Any) -> Image.Image:
+        return demo(PROMPT, seed=0, steps=5, **parameters).images[0]
+
+    plain, unguided = draw(guidance=4.0), draw(guidance=1.0)
+    assert levels_apart(plain, draw(guidance=4.0, guidance_interval=(0.0, 1000.0))) == 0
+    assert levels_apart(unguided, draw(guidance=4.0, guidance_interval=(500.0, 1000.0))) == 0
+    between = draw(guidance=4.0, guidance_interval=(0.3, 5.0))
+    assert min(levels_apart(between, other) for other in (plain, unguided)) > 2
+
+
+def test_rescale_takes_back_contrast(demo: sdfast.Pipeline) -> None:
+    def draw(**parameters: Any) -> Image.Image:
+        return demo(PROMPT, seed=0, steps=5, guidance=12.0, **parameters).images[0]
+
+    plain = draw()
+    assert levels_apart(plain, draw(guidance_rescale=0.0)) == 0
+    assert np.asarray(draw(guidance_rescale=1.0)).std() < np.asarray(plain).std()
 
 
 def test_the_negative_prompt_matters(demo: sdfast.Pipeline) -> None:

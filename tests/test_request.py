@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from typing import Any
@@ -45,8 +46,15 @@ def test_image_k_has_seed_plus_k_and_the_last_seed_is_followed_by_the_first(
 
 
 def test_a_request_survives_json() -> None:
-    request = Request("x", steps=3, guidance=2.5, seed=2**63)
-    assert Request.from_dict(request.to_dict()) == request
+    request = Request("x", steps=3, guidance=2.5, guidance_interval=(0.3, 5.0), seed=2**63)
+    assert Request.from_dict(json.loads(json.dumps(request.to_dict()))) == request
+
+
+def test_an_interval_of_whole_numbers_or_a_list_is_one_of_floats(demo: Bundle) -> None:
+    for pair in ((1, 5), [1, 5]):
+        found = resolve(Request("x", guidance_interval=pair), demo)  # type: ignore[arg-type]
+        assert found.guidance_interval == (1.0, 5.0)
+        assert isinstance(found.guidance_interval, tuple)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +72,20 @@ def test_a_request_survives_json() -> None:
         ({"guidance": math.inf}, InvalidRequest, "from 0 to 100"),
         ({"guidance": -1}, InvalidRequest, "from 0 to 100"),
         ({"guidance": "7"}, InvalidRequest, "from 0 to 100"),
+        ({"guidance": 10**400}, InvalidRequest, "from 0 to 100"),
+        ({"guidance_rescale": 1.5}, InvalidRequest, "guidance_rescale is 1.5; .* from 0 to 1$"),
+        ({"guidance_rescale": None}, InvalidRequest, "from 0 to 1$"),
+        ({"guidance_rescale": math.nan}, InvalidRequest, "from 0 to 1$"),
+        ({"guidance_interval": (5.0, 0.3)}, InvalidRequest, "0 <= low < high"),
+        ({"guidance_interval": (1.0, 1.0)}, InvalidRequest, "0 <= low < high"),
+        ({"guidance_interval": (-1.0, 1.0)}, InvalidRequest, "0 <= low < high"),
+        ({"guidance_interval": (0.0, math.inf)}, InvalidRequest, "0 <= low < high"),
+        ({"guidance_interval": (math.nan, 1.0)}, InvalidRequest, "0 <= low < high"),
+        ({"guidance_interval": (False, 1.0)}, InvalidRequest, "0 <= low < high"),
+        ({"guidance_interval": (1.0, 2.0, 3.0)}, InvalidRequest, "two noise levels"),
+        ({"guidance_interval": ("0", "1")}, InvalidRequest, "two noise levels"),
+        ({"guidance_interval": "0,5"}, InvalidRequest, "two noise levels"),
+        ({"guidance_interval": 5.0}, InvalidRequest, "two noise levels"),
         ({"seed": -1}, InvalidRequest, "seed"),
         ({"seed": 2**64}, InvalidRequest, "seed"),
         ({"count": 0}, InvalidRequest, "from 1 to 64"),
