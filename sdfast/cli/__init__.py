@@ -1,0 +1,46 @@
+"""The command line: a thin skin over the library. Parses, calls, prints.
+
+Exit codes: 0 done, 2 the user's mistake, 1 anything else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from .. import __version__
+from ..errors import SdfastError
+from .bench import bench
+from .export import export
+from .generate import generate
+from .show import doctor, info, samplers
+
+
+class _Commands(click.Group):
+    """Prints what a user did wrong as one line, without a traceback."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except SdfastError as error:
+            click.echo(f"sdfast: {error}", err=True)
+            context.exit(2)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="sdfast")
+def main() -> None:
+    """Stable Diffusion, fast: on this machine's CPU today.
+
+    \b
+    sdfast generate "a small red circle on a blue background"
+    sdfast samplers
+    sdfast doctor
+
+    Shell completion: eval "$(_SDFAST_COMPLETE=bash_source sdfast)" (or zsh_source, fish_source).
+    """
+
+
+for command in (generate, export, info, samplers, bench, doctor):
+    main.add_command(command)

@@ -1,0 +1,193 @@
+"""sdfast generate: from prompts to files."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .. import __version__
+from ..errors import InvalidRequest
+from .output import check_out
+
+if TYPE_CHECKING:
+    from ..pipeline import Pipeline, Result
+    from ..request import Request
+
+
+@click.command()
+@click.argument("prompt", required=False)
+@click.option("--negative", "negative_prompt", help="What the picture should not show.")
+@click.option("--prompts", type=click.Path(path_type=Path), help="A file with one prompt a line.")
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(path_type=Path),
+    help="Repeat the request that this picture of sdfast carries; options given beside it win.",
+)
+@click.option("--bundle", help="Name or folder of a bundle. [demo, or that of --from]")
+@click.option("--steps", type=int, help="Steps of the sampler.")
+@click.option("--sampler", help="See `sdfast samplers`.")
+@click.option("--schedule", help="Sigma schedule, by name: see sdfast samplers.")
+@click.option("--guidance", type=float, help="Scale of classifier-free guidance; 1: none.")
+@click.option("--guidance-rescale", type=float, help="Part of its contrast to take back, 0…1. [0]")
+@click.option(
+    "--guidance-interval",
+    metavar="LOW,HIGH",
+    callback=lambda _context, _option, text: _low_high(text),
+    help="Noise levels between which guidance acts; steps outside are faster. [everywhere]",
+)
+@click.option("--seed", type=int, help="Of the first image; image k has seed + k. [random]")
+@click.option("--width", type=int, help="Pixels.")
+@click.option("--height", type=int, help="Pixels.")
+@click.option("--count", type=int, help="Images for each prompt.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path(),
+    help="A file, or a folder for several pictures. [the current folder]",
+)
+@click.option("--format", "form", default=None, help="png, jpeg or webp. [by --out, else png]")
+@click.option("--backend", default="auto", show_default=True, help="See `sdfast doctor`.")
+@click.option("--threads", type=int, default=0, help="Of the CPU. [one on each core]")
+@click.option("--rng", help="philox (PyTorch on CUDA) or torch (PyTorch on a CPU). [philox]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each picture.")
+def generate(
+    prompt: str | None,
+    prompts: Path | None,
+    source: Path | None,
+    bundle: str | None,
+    out: Path,
+    form: str | None,
+    backend: str,
+    threads: int,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Draw pictures from a PROMPT.
+
+    \b
+    sdfast generate "a small red circle on a blue background" --seed 0 --out circle.png
+    sdfast generate "a green star" --count 4 --sampler euler_ancestral --out stars/
+    sdfast generate --prompts prompts.txt --out pictures/
+    sdfast generate --from circle.png --steps 30
+    """
+    from .. import images
+
+    given = {name: value for name, value in options.items() if value is not None}
+    requests = _requests(prompt, prompts, source, given)
+    if source is not None and bundle is None:
+        bundle = images.read_request(source)[1]
+    form = form or (out.suffix.lstrip(".").lower() if out.suffix else "png")
+    if form not in images.FORMATS:
+        raise InvalidRequest(f"format {form!r} is unknown; use one of {', '.join(images.FORMATS)}")
+    several = len(requests) > 1 or requests[0].count > 1
+    check_out(out, several)
+    from ..pipeline import load
+
+    pipe = load(bundle or "demo", backend=backend, threads=threads)
+    for number, request in enumerate(requests):
+        with _progress_bar(as_json, number, len(requests)) as callback:
+            result = pipe(request, callback=callback)
+        files = _write(result, pipe, out, form)
+        _report(result, files, as_json)
+
+
+def _low_high(text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InvalidRequest(
+            f"--guidance-interval is {text!r}; it must be two numbers, LOW,HIGH"
+        ) from None
+
+
+def _requests(
+    prompt: str | None, prompts: Path | None, source: Path | None, given: dict[str, Any]
+) -> list[Request]:
+    from ..images import read_request
+    from ..request import Request
+
+    if sum(part is not None for part in (prompt, prompts, source)) != 1:
+        raise InvalidRequest(
+            "say what to draw with one of PROMPT, --prompts FILE or --from PICTURE"
+        )
+    if source is not None:
+        return [Request.from_dict({**read_request(source)[0].to_dict(), **given})]
+    texts = [prompt] if prompt is not None else _lines(prompts or Path())
+    return [Request.from_dict({"prompt": text, **given}) for text in texts]
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"{file} cannot be read as text ({error})") from error
+    texts = [line for line in lines if line]
+    if not texts:
+        raise InvalidRequest(f"{file} holds no prompt: write one on each line")
+    return texts
+
+
+def _write(result: Result, pipe: Pipeline, out: Path, form: str) -> list[Path]:
+    from dataclasses import replace
+
+    from ..images import encode
+    from ..store import write_atomically
+
+    files = []
+    for image, seed in zip(result.images, result.seeds, strict=True):
+        single = replace(result.request, seed=seed, count=1)
+        file = out if out.suffix else _free_name(out, result.request.prompt, seed, form)
+        write_atomically(file, encode(image, form, single, pipe.bundle.name, __version__))
+        files.append(file)
+    return files
+
+
+def _free_name(folder: Path, prompt: str, seed: int, form: str) -> Path:
+    """A name from the prompt and seed that no file in the folder has."""
+    words = "".join(c if c.isalnum() else "-" for c in prompt.lower())
+    stem = f"{'-'.join(filter(None, words.split('-')))[:60]}-{seed}"
+    candidates = (f"{stem}{f'-{k}' if k else ''}.{form}" for k in range(100_000))
+    return next(folder / name for name in candidates if not (folder / name).exists())
+
+
+def _report(result: Result, files: list[Path], as_json: bool) -> None:
+    if as_json:
+        for file, seed in zip(files, result.seeds, strict=True):
+            line = {
+                "file": str(file),
+                "seed": seed,
+                "request": result.request.to_dict(),
+                "seconds": dict(result.timings),
+            }
+            click.echo(json.dumps(line, ensure_ascii=False))
+        return
+    for file in files:
+        click.echo(file)
+    stages = " · ".join(f"{name} {seconds:.2f} s" for name, seconds in result.timings.items())
+    click.echo(stages, err=True)
+
+
+@contextmanager
+def _progress_bar(hidden: bool, number: int, total: int) -> Iterator[Any]:
+    """A bar over the evaluations on a terminal's standard error; a callback that does nothing
+    elsewhere."""
+    if hidden or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(
+            f"prompt {number + 1}/{total}" if total > 1 else "denoising", total=None
+        )
+        yield lambda done, evaluations: bar.update(task, completed=done, total=evaluations)
