@@ -35,8 +35,21 @@ class TorchGenerator:
         """Fills image number `image` of out, f32 [B, …], with the generator's next draw."""
 
 def philox_normals(out: Tensor, seeds: Sequence[int], draw: int) -> None:
-    """Fills out, f32 [B, …], with draw number `draw` of each image's seed: torch.randn on CUDA."""
+    """Fills out, f32 [B, …], with draw number `draw`, 0…2³² − 1, of each image's seed: torch.randn
+    on CUDA."""
 
+def brownian(out: Tensor, seeds: Sequence[int], sigma: float) -> None:
+    """Fills out, f32 [B, …], with W(sigma) of each image's seed's Brownian path; sigma is 0 or
+    from 2⁻¹⁶ to 2¹⁶. W(0) = 0, and W has the variance sigma."""
+
+def uniform(out: Tensor, seeds: Sequence[int], draw: int) -> None:
+    """Fills out, f32 [B, C, h, w], with draw number `draw`, 0…2³² − 1, of each image's seed; so do
+    the other kinds of noise below. `sdfast.noise` says their laws."""
+
+def laplacian(out: Tensor, seeds: Sequence[int], draw: int) -> None: ...
+def pyramid(out: Tensor, seeds: Sequence[int], draw: int) -> None: ...
+def highres_pyramid(out: Tensor, seeds: Sequence[int], draw: int) -> None: ...
+def perlin(out: Tensor, seeds: Sequence[int], draw: int) -> None: ...
 def prepare(latent: Tensor, timestep: Tensor, x: Tensor, sigma: float, t: float) -> None:
     """latent [G·B, …] = x [B, …] / √(σ² + 1), G (1 or 2) times over; timestep [G·B] = t."""
 
