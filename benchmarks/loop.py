@@ -59,14 +59,14 @@ def main() -> None:
     outside, whole = [], []
     for _ in range(given.runs):
         engine.seconds = 0.0
-        draw = noise.philox([0])
+        _, draw = noise.streams("gaussian", "philox", [0])
         started = perf_counter()
         tested.run(Guidance(4.0), draw)  # type: ignore[attr-defined]
         whole.append(perf_counter() - started)
         outside.append(whole[-1] - engine.seconds)
 
     profile = cProfile.Profile()
-    profile.runcall(tested.run, Guidance(4.0), noise.philox([0]))  # type: ignore[attr-defined]
+    profile.runcall(tested.run, Guidance(4.0), draw)  # type: ignore[attr-defined]
     calls = {
         f"{Path(file).name}:{name}": stat[0]
         for (file, _, name), stat in pstats.Stats(profile).stats.items()  # type: ignore[attr-defined]
@@ -90,7 +90,7 @@ def main() -> None:
 
 def peak_bytes(loop: object) -> int:
     """What Python allocates at most during a run, beyond what was there."""
-    draw = noise.philox([0])
+    _, draw = noise.streams("gaussian", "philox", [0])
     tracemalloc.start()
     loop.run(Guidance(4.0), draw)  # type: ignore[attr-defined]
     peak = tracemalloc.get_traced_memory()[1]

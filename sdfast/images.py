@@ -61,10 +61,12 @@ def parameters(request: Request, model: str, version: str) -> str:
     rescale = f"CFG rescale: {request.guidance_rescale:g}, " if request.guidance_rescale else ""
     low_high = "-".join(f"{sigma:g}" for sigma in request.guidance_interval or ())
     interval = f"CFG interval: {low_high}, " if low_high else ""
+    own = {**request.sampler_parameters, **request.schedule_parameters}
+    extra = "".join(f"{name}: {value}, " for name, value in own.items())
     return (
         f"{request.prompt}{negative}\nSteps: {request.steps}, Sampler: {request.sampler}, "
         f"Schedule type: {request.schedule}, CFG scale: {request.guidance:g}, "
-        f"{rescale}{interval}Seed: {request.seed}, Size: {request.width}x{request.height}, "
+        f"{rescale}{interval}{extra}Seed: {request.seed}, Size: {request.width}x{request.height}, "
         f"Model: {model}, RNG: {request.rng}, Version: sdfast {version}"
     )
 

@@ -11,22 +11,21 @@ from typing import Any
 
 from PIL import Image
 
-from . import images, program, schedules, store
+from . import images, noise, program, samplers, store
 from .backends import Engine, choose, open_engine
 from .bundle import Bundle
 from .conditioning import TextEncoder, load_tokenizer
-from .devices.cpu import Loop
+from .devices.cpu import Denoiser, HostRun, Loop, Progress, start
 from .errors import BackendUnavailable, Cancelled, InvalidRequest
 from .guidance import Guidance
-from .noise import STREAMS
-from .request import Request, Resolved, resolve
-from .schedules import NoiseSchedule
+from .request import Request, Resolved, noise_schedule, resolve
 from .tensors import Tensor
 
 BATCH = 4  # images that share a call of the network; more gain nothing on a CPU
 
-Callback = Callable[[int, int], bool | None]
-"""callback(done, evaluations) after each evaluation of the network; returning False cancels."""
+Callback = Callable[[int, int | None], bool | None]
+"""callback(done, evaluations) after each evaluation of the network; evaluations is None for a
+sampler whose number depends on the picture. Returning False cancels."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +74,9 @@ class _Plan:
     alone: everything the denoising loop and the decoder touch."""
 
     unet: Mapping[str, Tensor]
-    loop: Loop
-    latent: Tensor
+    loop: Loop | HostRun
+    noise: str
     pixels: Tensor
-    sigma: float
 
 
 class Pipeline:
@@ -89,11 +87,8 @@ class Pipeline:
 
     def __init__(self, bundle: Bundle, backend: str, threads: int) -> None:
         self.bundle = bundle
-        manifest = bundle.manifest
-        betas = manifest.betas
         self.backend = choose(backend)
         self._threads = threads
-        self._schedule = NoiseSchedule.from_betas(betas.name, betas.start, betas.end, betas.count)
         self._plans: dict[tuple[object, ...], _Plan] = {}
 
     def _open(self, network: str) -> Engine:
@@ -124,9 +119,10 @@ class Pipeline:
     ) -> Result:
         """Draws one request: a Request, or a prompt and its parameters by name.
 
-        parameters: those of Request (steps, sampler, schedule, guidance, guidance_rescale,
-            guidance_interval, seed, width, height, count, rng), or diffusers' names for them:
-            num_inference_steps, guidance_scale, num_images_per_prompt
+        parameters: those of Request (steps, sampler, schedule, sampler_parameters,
+            schedule_parameters, sigmas, guidance, guidance_rescale, guidance_interval, seed, width,
+            height, count, rng), or diffusers' names for them: num_inference_steps, guidance_scale,
+            num_images_per_prompt
         generator: diffusers' way to give a seed: a torch.Generator; one on the CPU also chooses
             rng="torch", one on CUDA "philox", so that the noise is the one it would draw
         callback: see Callback
@@ -155,9 +151,12 @@ class Pipeline:
         encoded = perf_counter()
         seconds = {"text_encoder": encoded - started, "unet": 0.0, "vae_decoder": 0.0}
         pictures: list[Image.Image] = []
-        for first in range(0, request.count, BATCH):
-            seeds = request.seeds[first : first + BATCH]
-            pixels, unet, decoder = self._draw_batch(request, seeds, rows, callback)
+        # A sampler that depends on data takes each image at its own pace.
+        size = BATCH if samplers.get(request.sampler).static else 1
+        batches = [request.seeds[k : k + size] for k in range(0, request.count, size)]
+        for number, seeds in enumerate(batches):
+            progress = _progress(callback, number, len(batches))
+            pixels, unet, decoder = self._draw_batch(request, seeds, rows, progress)
             pictures += images.from_pixels(pixels)
             seconds["unet"] += unet
             seconds["vae_decoder"] += decoder
@@ -166,23 +165,24 @@ class Pipeline:
         return Result(tuple(pictures), request.seeds, seconds, full)
 
     def _draw_batch(
-        self, request: Resolved, seeds: tuple[int, ...], rows: int, callback: Callback | None
+        self, request: Resolved, seeds: tuple[int, ...], rows: int, progress: Progress | None
     ) -> tuple[Tensor, float, float]:
         started = perf_counter()
         plan = self._plan(request, len(seeds), rows)
         _repeat(plan.unet["context"], self._text.context, rows, len(seeds))
         guidance = Guidance(request.guidance, request.guidance_rescale, request.guidance_interval)
-        draw = STREAMS[request.rng](seeds)
-        plan.loop.start(plan.sigma, draw)
-        plan.loop.run(guidance, draw, _progress(request, seeds, callback))
+        first, draw = noise.streams(plan.noise, request.rng, seeds)
+        start(plan.loop.x, request.sigmas[0], first)
+        plan.loop.run(guidance, draw, progress)
         denoised = perf_counter()
-        self._decoder.bind({"latent": plan.latent, "image": plan.pixels})
+        self._decoder.bind({"latent": plan.loop.result, "image": plan.pixels})
         self._decoder.run()
         return plan.pixels, denoised - started, perf_counter() - denoised
 
     def _plan(self, request: Resolved, batch: int, rows: int) -> _Plan:
         size = (batch, rows, request.width, request.height)
-        key = (*size, request.sampler, request.schedule, request.steps)
+        parameters = tuple(sorted(request.sampler_parameters.items()))
+        key = (*size, request.sampler, parameters, request.sigmas)
         if key not in self._plans:
             if len(self._plans) >= 8:  # the oldest makes room
                 self._plans.pop(next(iter(self._plans)))
@@ -202,17 +202,17 @@ class Pipeline:
             ),
             "noise": Tensor.empty(shape, "f32"),
         }
-        sigmas = schedules.sigmas(request.schedule, request.steps, self._schedule)
-        loop = Loop(
-            program.trace(request.sampler, sigmas),
-            self._unet,
-            unet,
-            (batch, channels, *sides),
-            self._schedule,
-            manifest.prediction,
+        latent = (batch, channels, *sides)
+        schedule = noise_schedule(manifest.betas)
+        denoiser = Denoiser(self._unet, unet, batch, schedule, manifest.prediction)
+        sampler, parameters = samplers.get(request.sampler), request.sampler_parameters
+        loop = (
+            Loop(program.trace(sampler.name, request.sigmas, **parameters), denoiser, latent)
+            if sampler.static
+            else HostRun(sampler, request.sigmas, parameters, denoiser, latent)
         )
         pixels = Tensor.empty((batch, request.height, request.width, 3), "u8")
-        return _Plan(unet, loop, loop.result, pixels, sigmas[0])
+        return _Plan(unet, loop, sampler.noise_kind(parameters), pixels)
 
     def close(self) -> None:
         """Frees the engines and buffers; the pipeline opens them again when it is next called."""
@@ -247,17 +247,15 @@ def _repeat(context: Tensor, encoded: Tensor, rows: int, batch: int) -> None:
             target[start : start + size] = text
 
 
-def _progress(
-    request: Resolved, seeds: tuple[int, ...], callback: Callback | None
-) -> Callable[[int, int], None] | None:
-    """The callback over all batches of a request: batch k's evaluations follow batch k − 1's."""
+def _progress(callback: Callback | None, before: int, batches: int) -> Progress | None:
+    """The callback over all batches of a request: this one's evaluations follow those of the
+    `before` batches before it."""
     if callback is None:
         return None
-    batches = -(-request.count // BATCH)
-    before = request.seeds.index(seeds[0]) // BATCH
 
-    def progress(done: int, evaluations: int) -> None:
-        if callback(before * evaluations + done, batches * evaluations) is False:
-            raise Cancelled(f"cancelled after {done} of {evaluations} evaluations")
+    def progress(done: int, evaluations: int | None) -> None:
+        whole = None if evaluations is None else batches * evaluations
+        if callback(done + before * (evaluations or 0), whole) is False:
+            raise Cancelled(f"cancelled after {done} of {evaluations or 'some'} evaluations")
 
     return progress

@@ -6,14 +6,16 @@ import math
 import secrets
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from typing import Any
 
-from . import samplers, schedules
-from .bundle import Bundle
+from . import noise, samplers, schedules
+from .bundle import Betas, Bundle
 from .errors import InvalidRequest, nearest
+from .schedules import NoiseSchedule
 
-RNGS = ("philox", "torch")
+CUSTOM = "custom"  # the schedule of a request that brings its own sigmas
 MAX_STEPS = 1000
 MAX_COUNT = 64
 MAX_SEED = 2**64 - 1
@@ -29,6 +31,8 @@ class Request:
         second
     steps: of the sampler, 1…1000
     sampler, schedule: names or aliases (`sdfast samplers` lists them)
+    sampler_parameters, schedule_parameters: those of their own, by name: {"eta": 0.5}
+    sigmas: noise levels to visit in place of a schedule's, strictly descending, mostly to 0
     guidance: scale of classifier-free guidance (arXiv:2207.12598), ≥ 0; 1 leaves it out
     guidance_rescale: part of its excess contrast that is taken back (arXiv:2305.08891), 0…1
     guidance_interval: noise levels (low, high) between which it acts (arXiv:2404.07724),
@@ -44,6 +48,9 @@ class Request:
     steps: int | None = None
     sampler: str | None = None
     schedule: str | None = None
+    sampler_parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    schedule_parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    sigmas: tuple[float, ...] | None = None
     guidance: float | None = None
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] | None = None
@@ -68,23 +75,29 @@ class Request:
                 )
         if "prompt" not in values:
             raise InvalidRequest("the request has no prompt: say what to draw")
-        # JSON has lists only; a request is compared and hashed, so it holds tuples.
-        held: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in values.items()
-        }
-        return cls(**held)
+        return cls(**{name: _held(value) for name, value in values.items()})
+
+
+def _held(value: Any) -> Any:
+    """A value of JSON as a request holds it: it is compared and hashed, so lists are tuples."""
+    if isinstance(value, list):
+        return tuple(value)
+    return {k: _held(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A request whose every parameter is known and within its range for one bundle."""
+    """A request whose every parameter is known and within its range for one bundle; `sigmas` are
+    the noise levels that its run visits."""
 
     prompt: str
     negative_prompt: str
     steps: int
     sampler: str
     schedule: str
+    sampler_parameters: Mapping[str, Any]
+    schedule_parameters: Mapping[str, Any]
+    sigmas: tuple[float, ...]
     guidance: float
     guidance_rescale: float
     guidance_interval: tuple[float, float] | None
@@ -101,7 +114,8 @@ class Resolved:
 
     def as_request(self) -> Request:
         """The request with nothing left open."""
-        return Request(**asdict(self))
+        sigmas = self.sigmas if self.schedule == CUSTOM else None
+        return Request(**{**asdict(self), "sigmas": sigmas})
 
 
 def resolve(request: Request, bundle: Bundle) -> Resolved:
@@ -110,11 +124,14 @@ def resolve(request: Request, bundle: Bundle) -> Resolved:
     Raises InvalidRequest, UnknownSampler or UnknownSchedule.
     """
     defaults, sizes = bundle.defaults, bundle.sizes
+    steps, schedule = defaults.steps, defaults.schedule
+    if request.sigmas is not None:
+        steps, schedule = len(_tuple("sigmas", request.sigmas)) - 1, CUSTOM
     given = replace(
         request,
-        steps=defaults.steps if request.steps is None else request.steps,
+        steps=steps if request.steps is None else request.steps,
         sampler=defaults.sampler if request.sampler is None else request.sampler,
-        schedule=defaults.schedule if request.schedule is None else request.schedule,
+        schedule=schedule if request.schedule is None else request.schedule,
         guidance=defaults.guidance if request.guidance is None else request.guidance,
         width=sizes.width if request.width is None else request.width,
         height=sizes.height if request.height is None else request.height,
@@ -123,14 +140,20 @@ def resolve(request: Request, bundle: Bundle) -> Resolved:
     prompt = _text("prompt", given.prompt)
     if not prompt.strip():
         raise InvalidRequest("the prompt is empty: say in a few words what to draw")
-    if given.rng not in RNGS:
-        raise InvalidRequest(f"rng is {given.rng!r}; it must be one of {', '.join(RNGS)}")
+    if given.rng not in noise.RNGS:
+        raise InvalidRequest(f"rng is {given.rng!r}; it must be one of {', '.join(noise.RNGS)}")
+    sampler = samplers.get(_text("sampler", given.sampler))
+    sampler.check(_named("sampler_parameters", given.sampler_parameters))
+    schedule, levels = _levels(given, sampler, noise_schedule(bundle.manifest.betas))
     return Resolved(
         prompt=prompt,
         negative_prompt=_text("negative_prompt", given.negative_prompt),
-        steps=_integer("steps", given.steps, 1, min(MAX_STEPS, bundle.manifest.betas.count)),
-        sampler=samplers.get(_text("sampler", given.sampler)).name,
-        schedule=schedules.get(_text("schedule", given.schedule)),
+        steps=_integer("steps", given.steps, 1, MAX_STEPS),
+        sampler=sampler.name,
+        schedule=schedule,
+        sampler_parameters=given.sampler_parameters,
+        schedule_parameters=given.schedule_parameters,
+        sigmas=levels,
         guidance=_number("guidance", given.guidance, 0, 100),
         guidance_rescale=_number("guidance_rescale", given.guidance_rescale, 0, 1),
         guidance_interval=_interval("guidance_interval", given.guidance_interval),
@@ -140,6 +163,44 @@ def resolve(request: Request, bundle: Bundle) -> Resolved:
         count=_integer("count", given.count, 1, MAX_COUNT),
         rng=given.rng,
     )
+
+
+@cache
+def noise_schedule(betas: Betas) -> NoiseSchedule:
+    """The trained noise levels of a bundle."""
+    return NoiseSchedule.from_betas(betas.name, betas.start, betas.end, betas.count)
+
+
+def _levels(
+    given: Request, sampler: samplers.Sampler, ns: NoiseSchedule
+) -> tuple[str, tuple[float, ...]]:
+    """The schedule's name and the noise levels of the run."""
+    parameters = _named("schedule_parameters", given.schedule_parameters)
+    if given.sigmas is not None:
+        if given.schedule != CUSTOM or given.steps != len(given.sigmas) - 1 or parameters:
+            raise InvalidRequest(
+                "sigmas are a schedule of their own: leave out steps, schedule and its parameters"
+            )
+        samplers.check_sigmas([_real(sigma) for sigma in given.sigmas])
+        return CUSTOM, tuple(map(float, given.sigmas))
+    name = schedules.get(_text("schedule", given.schedule))
+    steps = _integer("steps", given.steps, 1, min(MAX_STEPS, len(ns.sigmas)))
+    if sampler.drops_penultimate and steps < len(ns.sigmas):
+        longer = schedules.sigmas(name, steps + 1, ns, **parameters)
+        return name, schedules.discard_penultimate(longer)
+    return name, schedules.sigmas(name, steps, ns, **parameters)
+
+
+def _named(name: str, value: object) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise InvalidRequest(f"{name} is {value!r}; it must be values by name, as {{'eta': 0.5}}")
+    return value
+
+
+def _tuple(name: str, value: object) -> tuple[Any, ...]:
+    if not isinstance(value, tuple | list):
+        raise InvalidRequest(f"{name} is {value!r}; it must be a list of numbers")
+    return tuple(value)
 
 
 def _text(name: str, value: object) -> str:

@@ -344,7 +344,7 @@ def test_steps_out_of_range_are_refused(steps: Any) -> None:
         ("beta", {"alhpa": 0.6}, "schedule beta has no parameter 'alhpa'; did you mean 'alpha'"),
         ("simple", {"rho": 7}, "schedule simple has no parameter 'rho'; it has: none"),
         ("linear_quadratic", {"threshold": 0.6}, "it must be a number from 0.001 to 0.5"),
-        ("align_your_steps", {"family": "sd3"}, "it must be 'sd1' or 'sdxl'"),
+        ("align_your_steps", {"family": "sd3"}, "it must be one of sd1, sdxl"),
     ],
 )
 def test_parameters_that_a_schedule_does_not_take_are_refused(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,12 +34,32 @@ if TYPE_CHECKING:
 @click.option("--steps", type=int, help="Steps of the sampler.")
 @click.option("--sampler", help="See `sdfast samplers`.")
 @click.option("--schedule", help="Sigma schedule, by name: see sdfast samplers.")
+@click.option(
+    *("--sampler-parameter", "sampler_parameters"),
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=lambda _context, _option, texts: _by_name(texts),
+    help="One of the sampler's own, such as eta=0.5; may be given again.",
+)
+@click.option(
+    *("--schedule-parameter", "schedule_parameters"),
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=lambda _context, _option, texts: _by_name(texts),
+    help="One of the schedule's own, such as rho=5; may be given again.",
+)
+@click.option(
+    "--sigmas",
+    metavar="A,B,…",
+    callback=lambda _context, option, text: _numbers(option, text),
+    help="Noise levels to visit in place of a schedule's, such as 14.6,3,0.5,0.",
+)
 @click.option("--guidance", type=float, help="Scale of classifier-free guidance; 1: none.")
 @click.option("--guidance-rescale", type=float, help="Part of its contrast to take back, 0…1. [0]")
 @click.option(
     "--guidance-interval",
     metavar="LOW,HIGH",
-    callback=lambda _context, _option, text: _low_high(text),
+    callback=lambda _context, option, text: _numbers(option, text),
     help="Noise levels between which guidance acts; steps outside are faster. [everywhere]",
 )
 @click.option("--seed", type=int, help="Of the first image; image k has seed + k. [random]")
@@ -98,15 +118,35 @@ def generate(
         _report(result, files, as_json)
 
 
-def _low_high(text: str | None) -> tuple[float, ...] | None:
+def _numbers(option: click.Parameter, text: str | None) -> tuple[float, ...] | None:
     if text is None:
         return None
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise InvalidRequest(
-            f"--guidance-interval is {text!r}; it must be two numbers, LOW,HIGH"
+            f"{option.opts[0]} is {text!r}; it must be numbers with commas between"
         ) from None
+
+
+def _by_name(texts: tuple[str, ...]) -> dict[str, Any] | None:
+    """NAME=VALUE, each value a number where it reads as one, several numbers where commas are."""
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise InvalidRequest(f"parameter {text!r} must be NAME=VALUE, such as eta=0.5")
+        values[name.strip()] = _value(value.strip())
+    return values or None
+
+
+def _value(text: str) -> Any:
+    if "," in text:
+        return tuple(_value(part) for part in text.split(","))
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def _requests(

@@ -6,6 +6,8 @@ import json
 
 import click
 
+from ..errors import InvalidRequest
+
 
 @click.command()
 @click.argument("bundle", default="demo")
@@ -41,9 +43,25 @@ def info(bundle: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def samplers(as_json: bool) -> None:
-    """List the samplers and schedules."""
+@click.option("--show", metavar="SAMPLER", help="Print the program that it compiles to.")
+@click.option("--steps", type=int, default=4, show_default=True, help="Of that program.")
+@click.option("--schedule", default="karras", show_default=True, help="Of that program.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; of --show, the program itself.")
+def samplers(show: str | None, steps: int, schedule: str, as_json: bool) -> None:
+    """List the samplers and schedules, or show what one compiles to.
+
+    \b
+    sdfast samplers
+    sdfast samplers --show dpmpp_2m --steps 4
+    sdfast samplers --show "Euler a" --steps 20 --json > euler_ancestral.json
+    """
+    if show is None:
+        _list(as_json)
+    else:
+        _show(show, steps, schedule, as_json)
+
+
+def _list(as_json: bool) -> None:
     from .. import samplers as library
     from .. import schedules
 
@@ -54,7 +72,10 @@ def samplers(as_json: bool) -> None:
                 "name": s.name,
                 "aliases": s.aliases,
                 "family": s.family,
+                "static": s.static,
                 "stochastic": s.stochastic,
+                "noise": s.noise,
+                "parameters": s.parameters,
                 "evaluations_at_20_steps": s.evaluations(20),
                 "paper": s.paper,
                 "summary": s.doc,
@@ -66,7 +87,38 @@ def samplers(as_json: bool) -> None:
     for s in found:
         click.echo(f"{click.style(s.name, bold=True)} ({', '.join(s.aliases)})")
         click.echo(f"    {s.doc} {s.paper}")
+        if s.parameters:
+            values = ", ".join(f"{name}={default}" for name, default in s.parameters.items())
+            click.echo(f"    parameters: {values}")
     click.echo(f"\n{click.style('schedules', bold=True)}: {', '.join(schedules.names())}")
+
+
+# The trained levels of Stable Diffusion, and the latent of its 512 × 512 pictures in float32.
+_BETAS = ("scaled_linear", 0.00085, 0.012, 1000)
+_LATENT_BYTES = 4 * 64 * 64 * 4
+
+
+def _show(name: str, steps: int, schedule: str, as_json: bool) -> None:
+    from .. import program, schedules
+    from .. import samplers as library
+
+    sampler = library.get(name)
+    if not sampler.static:
+        raise InvalidRequest(
+            f"sampler {sampler.name} has no program: what it does next depends on the picture"
+        )
+    sigmas = schedules.sigmas(schedule, steps, schedules.NoiseSchedule.from_betas(*_BETAS))
+    traced = program.trace(sampler.name, sigmas)
+    if as_json:
+        click.echo(traced.to_json())
+        return
+    click.echo(f"{sampler.name}, {schedules.get(schedule)}, {len(sigmas) - 1} steps")
+    click.echo(traced)
+    click.echo(
+        f"{len(traced.instructions)} instructions, {traced.evaluations} evaluations, "
+        f"{traced.slots} slots, {traced.latents_moved} latents moved: "
+        f"{traced.latents_moved * _LATENT_BYTES / 2**20:.1f} MiB at 512×512"
+    )
 
 
 @click.command()

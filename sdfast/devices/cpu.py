@@ -1,102 +1,67 @@
-"""Runs programs on the CPU: the engine's calls, and between them one pass of `_core` each.
+"""Runs samplers on the CPU: the engine's calls, and between them passes of `_core`.
 
-Everything a run needs is allocated and computed when the Loop is made; a run itself allocates
-nothing that grows with its steps.
+A Loop runs a program: everything it needs is allocated and computed when it is made; a run itself
+allocates nothing that grows with its steps. A HostRun runs a sampler that depends on data, and so
+has no program, as the function that it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from .._core import combine, guide, prepare
 from ..guidance import Guidance
-from ..noise import Draw
-from ..program import Combine, Eval, Program
+from ..noise import Draw, Start
+from ..program import Combine, Eval, Noise, Program
+from ..samplers import Sampler
 from ..schedules import NoiseSchedule
 from ..tensors import Tensor
 
+Progress = Callable[[int, int | None], None]
+"""progress(done, evaluations) after each evaluation; evaluations is None where nobody knows them
+before. What it raises ends the run."""
+
 
 class Network(Protocol):
-    """What the loop needs of the U-Net's engine."""
+    """What is needed of the U-Net's engine."""
 
     def bind(self, tensors: Mapping[str, Tensor], /) -> None: ...
     def run(self) -> None: ...
 
 
-class Loop:
-    """One program with its slots, and a U-Net's tensors.
+class Denoiser:
+    """A U-Net and its tensors as the denoised D(x, σ), guided.
 
-    program: what to run
     network: the U-Net; `run` returns when its bound tensors hold the output
     tensors: the U-Net's "latent" [G·B, 4, h, w], "timestep" [G·B], "noise" [G·B, 4, h, w] and what
         else it reads, all with G·B rows; G is 1, or 2 for guidance with the unguided rows first
-    shape: of one latent, [B, 4, h, w]
+    batch: B
     """
 
     def __init__(
         self,
-        program: Program,
         network: Network,
         tensors: Mapping[str, Tensor],
-        shape: tuple[int, int, int, int],
+        batch: int,
         schedule: NoiseSchedule,
         prediction: str,
     ) -> None:
         self._network = network
         self._all_rows = tensors
-        rows, batch = tensors["latent"].shape[0], shape[0]
+        rows = tensors["latent"].shape[0]
         self._guided_rows = {name: t.rows(rows - batch, rows) for name, t in tensors.items()}
         self._bound: Mapping[str, Tensor] | None = None
         self._prediction = prediction
-        self._slots = [Tensor.empty(shape, "f32") for _ in range(program.slots)]
-        self._evaluations = program.evaluations
-        self._steps = [self._operands(i, schedule) for i in program.instructions]
-        self.x = self._slots[0]
-        self.result = self._slots[program.result]
+        self.timestep = schedule.timestep
 
-    def _operands(
-        self, instruction: object, schedule: NoiseSchedule
-    ) -> tuple[int, Tensor, float, float, list[float], list[Tensor]]:
-        # (kind, out, σ, t, coefficients, sources): all that the loop below reads.
-        if isinstance(instruction, Eval):
-            x, sigma = self._slots[instruction.x], instruction.sigma
-            return 0, self._slots[instruction.out], sigma, schedule.timestep(sigma), [], [x]
-        if isinstance(instruction, Combine):
-            coefficients = [c for c, _ in instruction.terms]
-            sources = [self._slots[slot] for _, slot in instruction.terms]
-            return 1, self._slots[instruction.out], 0.0, 0.0, coefficients, sources
-        return 2, self._slots[instruction.out], 0.0, 0.0, [], []  # type: ignore[attr-defined]
+    def begin(self) -> None:
+        """Before a run: others may have bound the network since."""
+        self._bound = None
 
-    def start(self, sigma: float, draw: Draw) -> None:
-        """Fills `x` with the first draw at noise level √(σ² + 1): as a training latent of unit
-        deviation under noise σ."""
-        draw(self.x)
-        combine(self.x, [(sigma * sigma + 1) ** 0.5], [self.x])
-
-    def run(
-        self, guidance: Guidance, draw: Draw, progress: Callable[[int, int], None] | None = None
-    ) -> None:
-        """Runs the program on `x`; `result` holds the outcome.
-
-        progress(done, evaluations) is called after each evaluation; what it raises ends the run.
-        """
-        done = 0
-        self._bound = None  # other loops use the network as well
-        for kind, out, sigma, t, coefficients, sources in self._steps:
-            if kind == 0:
-                self._evaluate(out, sources[0], sigma, t, guidance)
-                done += 1
-                if progress is not None:
-                    progress(done, self._evaluations)
-            elif kind == 1:
-                combine(out, coefficients, sources)
-            else:
-                draw(out)
-
-    def _evaluate(self, out: Tensor, x: Tensor, sigma: float, t: float, guidance: Guidance) -> None:
-        """out = D(x, σ), guided. The network is bound anew where guidance begins or ends to act:
-        some 10 µs each time, to halve what it computes."""
+    def __call__(self, out: Tensor, x: Tensor, sigma: float, t: float, guidance: Guidance) -> None:
+        """out = D(x, σ), both [B, 4, h, w], with t = timestep(σ). The network is bound anew where
+        guidance begins or ends to act: some 10 µs each time, to halve what it computes."""
         tensors = self._all_rows if guidance.acts(sigma) else self._guided_rows
         if tensors is not self._bound:
             self._network.bind(tensors)
@@ -105,3 +70,101 @@ class Loop:
         self._network.run()
         scale, rescale = guidance.scale, guidance.rescale
         guide(out, tensors["noise"], x, sigma, scale, self._prediction, rescale)
+
+
+def start(x: Tensor, sigma: float, first: Start) -> None:
+    """Fills x with the stream's first draw at noise level √(σ² + 1): as a training latent of unit
+    deviation under noise σ."""
+    first(x)
+    combine(x, [(sigma * sigma + 1) ** 0.5], [x])
+
+
+class Loop:
+    """One program with its slots, each a latent of `shape` [B, 4, h, w]: fill `x`, run, and
+    `result` holds the outcome."""
+
+    def __init__(
+        self, program: Program, denoiser: Denoiser, shape: tuple[int, int, int, int]
+    ) -> None:
+        self._denoiser = denoiser
+        self._slots = [Tensor.empty(shape, "f32") for _ in range(program.slots)]
+        self._evaluations = program.evaluations
+        self._steps = [self._operands(i) for i in program.instructions]
+        self.x = self._slots[0]
+        self.result = self._slots[program.result]
+
+    def _operands(
+        self, instruction: Eval | Combine | Noise
+    ) -> tuple[int, Tensor, float, float, list[float], list[Tensor]]:
+        # (kind, out, σ, t or σ_next, coefficients, sources): all that the loop below reads.
+        out = self._slots[instruction.out]
+        if isinstance(instruction, Eval):
+            sigma = instruction.sigma
+            t = self._denoiser.timestep(sigma)
+            return 0, out, sigma, t, [], [self._slots[instruction.x]]
+        if isinstance(instruction, Combine):
+            coefficients = [c for c, _ in instruction.terms]
+            return 1, out, 0.0, 0.0, coefficients, [self._slots[k] for _, k in instruction.terms]
+        return 2, out, instruction.sigma, instruction.sigma_next, [], []
+
+    def run(self, guidance: Guidance, draw: Draw, progress: Progress | None = None) -> None:
+        """Runs the program on `x`, which it uses up."""
+        done, denoise = 0, self._denoiser
+        denoise.begin()
+        for kind, out, sigma, t, coefficients, sources in self._steps:
+            if kind == 0:
+                denoise(out, sources[0], sigma, t, guidance)
+                done += 1
+                if progress is not None:
+                    progress(done, self._evaluations)
+            elif kind == 1:
+                combine(out, coefficients, sources)
+            else:
+                draw(out, sigma, t)
+
+
+class HostRun:
+    """A sampler on NumPy arrays in float64, with the latent crossing over once an evaluation: fill
+    `x`, run, and `result`, the same tensor, holds the outcome."""
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        sigmas: Sequence[float],
+        parameters: Mapping[str, Any],
+        denoiser: Denoiser,
+        shape: tuple[int, int, int, int],
+    ) -> None:
+        self._sampler = sampler
+        self._sigmas = sigmas
+        self._parameters = parameters
+        self._denoiser = denoiser
+        self._drawn, self._denoised = Tensor.empty(shape, "f32"), Tensor.empty(shape, "f32")
+        self.x = self.result = Tensor.empty(shape, "f32")
+
+    def run(self, guidance: Guidance, draw: Draw, progress: Progress | None = None) -> None:
+        """Runs the sampler on `x`."""
+        import numpy as np
+
+        x, denoised, drawn = (np.asarray(t) for t in (self.x, self._denoised, self._drawn))
+        steps = len(self._sigmas) - 1
+        evaluations = None if self._parameters else self._sampler.evaluations(steps)
+        done = 0
+
+        def model(latent: Any, sigma: float) -> Any:
+            nonlocal done
+            x[:] = latent
+            t = self._denoiser.timestep(sigma)
+            self._denoiser(self._denoised, self.x, sigma, t, guidance)
+            done += 1
+            if progress is not None:
+                progress(done, evaluations)
+            return denoised.astype(np.float64)
+
+        def noise(sigma: float, sigma_next: float) -> Any:
+            draw(self._drawn, sigma, sigma_next)
+            return drawn.astype(np.float64)
+
+        self._denoiser.begin()
+        begin = x.astype(np.float64)
+        x[:] = self._sampler.sample(model, begin, self._sigmas, noise, **self._parameters)

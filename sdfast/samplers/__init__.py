@@ -23,12 +23,13 @@ from . import (
     taylor,
     unipc,
 )
-from .registry import NOISES, Sampler, get, names, sampler
+from .registry import NOISES, Sampler, check_sigmas, get, names, sampler
 
 __all__ = [
     "NOISES",
     "Sampler",
     "ancestral",
+    "check_sigmas",
     "consistency",
     "dpm",
     "dpm_solver",

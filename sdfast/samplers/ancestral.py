@@ -6,8 +6,9 @@ import math
 from itertools import pairwise
 from typing import Any
 
+from ..ranges import Allowed, Choice, Range
 from .euler import derivative, transfer
-from .registry import NOISES, Allowed, Choice, Range, sampler
+from .registry import NOISES, sampler
 
 ETA: dict[str, Allowed] = {"eta": Range(0, 10), "s_noise": Range(0, 10)}
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-from .registry import NOISES, Choice, sampler
+from ..ranges import Choice
+from .registry import NOISES, sampler
 
 
 @sampler(

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from ..ranges import Allowed, Choice, Range
 from .ancestral import ETA, ancestral_step
 from .euler import transfer
-from .registry import NOISES, Allowed, Choice, Range, sampler
+from .registry import NOISES, sampler
 
 SDE: dict[str, Allowed] = {**ETA, "noise_kind": Choice(NOISES)}
 

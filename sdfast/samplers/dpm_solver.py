@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ..ranges import Allowed, Range
 from .ancestral import ancestral_step
 from .euler import derivative
-from .registry import Allowed, Range, sampler
+from .registry import sampler
 
 
 def second_order(model: Any, x: Any, eps: Any, s: float, t: float, r1: float) -> tuple[Any, Any]:

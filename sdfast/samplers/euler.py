@@ -6,7 +6,8 @@ import math
 from itertools import pairwise
 from typing import Any
 
-from .registry import Allowed, Range, sampler
+from ..ranges import Allowed, Range
+from .registry import sampler
 
 CHURN: dict[str, Allowed] = {
     "s_churn": Range(0, 1e6),

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
+from ..ranges import Allowed, Choice, Range
 from .ancestral import ancestral_step
 from .dpm import SDE, differences3, p2, p3, sde_noise
-from .registry import NOISES, Allowed, Choice, Range, sampler
+from .registry import NOISES, sampler
 
 MOMENTUM: dict[str, Allowed] = {"momentum": Range(0, 1)}
 

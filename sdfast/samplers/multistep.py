@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
+from ..ranges import Choice, Listed, Range
 from .euler import derivative, transfer
-from .registry import Choice, Listed, Range, sampler
+from .registry import sampler
 
 # Adams–Bashforth's weights for equal steps, newest slope first, by how many slopes there are.
 ADAMS_BASHFORTH: tuple[tuple[float, ...], ...] = (

@@ -10,54 +10,11 @@ from itertools import pairwise
 from typing import Any
 
 from ..errors import InvalidRequest, UnknownSampler, nearest
+from ..ranges import Allowed, check
 
 Model = Callable[[Any, float], Any]
 Noise = Callable[[float, float], Any]
 
-
-@dataclass(frozen=True)
-class Range:
-    """The numbers a parameter may be, both ends included; only whole ones where `whole` is set."""
-
-    low: float
-    high: float
-    whole: bool = False
-
-    def __contains__(self, value: object) -> bool:
-        number = isinstance(value, int) or (isinstance(value, float) and not self.whole)
-        return number and not isinstance(value, bool) and self.low <= value <= self.high  # type: ignore[operator]
-
-    def __str__(self) -> str:
-        return f"a {'whole ' * self.whole}number from {self.low:g} to {self.high:g}"
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The words a parameter may be."""
-
-    words: tuple[str, ...]
-
-    def __contains__(self, value: object) -> bool:
-        return value in self.words
-
-    def __str__(self) -> str:
-        return "one of " + ", ".join(self.words)
-
-
-@dataclass(frozen=True)
-class Listed:
-    """A parameter that is a tuple of numbers, each in a range."""
-
-    each: Range
-
-    def __contains__(self, values: object) -> bool:
-        return isinstance(values, tuple) and all(value in self.each for value in values)
-
-    def __str__(self) -> str:
-        return f"a tuple in which every value is {self.each}"
-
-
-Allowed = Range | Choice | Listed
 
 NOISES = ("gaussian", "uniform", "brownian", "pyramid", "highres-pyramid", "perlin", "laplacian")
 """The kinds of noise a sampler may ask for."""
@@ -109,8 +66,8 @@ class Sampler:
         """Runs the method from x at sigmas[0] to sigmas[-1].
 
         sigmas: descending noise levels, at least two, finite, ≥ 0, only the last may be 0
-        Raises InvalidRequest for a parameter it does not have or that is out of range, ValueError
-        for other sigmas.
+        Raises InvalidRequest for a parameter it does not have or that is out of range, and for
+        other sigmas.
         """
         levels = tuple(float(sigma) for sigma in sigmas)
         check_sigmas(levels)
@@ -119,16 +76,7 @@ class Sampler:
 
     def check(self, parameters: Mapping[str, Any]) -> None:
         """Raises InvalidRequest unless the sampler has these parameters and takes these values."""
-        for name, value in parameters.items():
-            if name not in self.parameters:
-                raise InvalidRequest(
-                    f"sampler {self.name} has no parameter {name!r}{nearest(name, self.parameters)}"
-                    f"; it has: {', '.join(self.parameters) or 'none'}"
-                )
-            if value not in self.ranges[name]:
-                raise InvalidRequest(
-                    f"{name} of sampler {self.name} is {value!r}; it must be {self.ranges[name]}"
-                )
+        check(f"sampler {self.name}", self.ranges, parameters)
 
     def noise_kind(self, parameters: Mapping[str, Any]) -> str:
         """The kind of noise that it draws with these parameters."""
@@ -196,13 +144,14 @@ def get(name: str) -> Sampler:
 
 
 def check_sigmas(sigmas: Sequence[float]) -> None:
-    """Raises ValueError unless sigmas are two or more, finite, and descend to no less than 0."""
+    """Raises InvalidRequest unless sigmas are two or more, finite, and descend to no less than
+    0."""
     if len(sigmas) < 2:
-        raise ValueError("a run needs two sigmas or more: where it starts and where it ends")
+        raise InvalidRequest("a run needs two sigmas or more: where it starts and where it ends")
     if not all(math.isfinite(sigma) and sigma >= 0 for sigma in sigmas):
-        raise ValueError("every sigma must be a finite number, 0 or above")
+        raise InvalidRequest("every sigma must be a finite number, 0 or above")
     if any(b >= a for a, b in pairwise(sigmas)):
-        raise ValueError("sigmas must descend strictly")
+        raise InvalidRequest("sigmas must descend strictly")
 
 
 def _no_noise(sigma: float, sigma_next: float) -> Any:

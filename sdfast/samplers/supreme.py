@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from ..ranges import Allowed, Choice, Range
 from .ancestral import ancestral_step
 from .dpm_solver import second_order, third_order
 from .momentum import phi1, phi2
-from .registry import Allowed, Choice, Range, sampler
+from .registry import sampler
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ import math
 from itertools import pairwise
 from typing import Any
 
+from ..ranges import Range
 from .ancestral import ETA
 from .dpm import sde_noise
 from .euler import transfer
-from .registry import Range, sampler
+from .registry import sampler
 
 
 @sampler(

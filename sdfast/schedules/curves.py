@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+from ..ranges import Choice, Range
 from .noise_schedule import NoiseSchedule, interpolated, spaced
 from .registry import schedule
 
-RHO = (0.1, 100.0)
+RHO = Range(0.1, 100.0)
 
 
 @schedule("KarrasScheduler", "use_karras_sigmas", rho=RHO)
@@ -37,7 +38,7 @@ def kl_optimal(steps: int, ns: NoiseSchedule) -> list[float]:
     return [math.tan((1 - u) * high + u * low) for u in spaced(0.0, 1.0, steps)]
 
 
-@schedule(threshold=(0.001, 0.5))
+@schedule(threshold=Range(0.001, 0.5))
 def linear_quadratic(steps: int, ns: NoiseSchedule, threshold: float = 0.025) -> list[float]:
     """σ falls linearly over the first half of the steps, by `threshold` of σ_max in all, then
     quadratically to 0 with no kink between (Polyak et al. 2024, arXiv:2410.13720, as ComfyUI
@@ -67,7 +68,7 @@ ALIGNED = {
 }
 
 
-@schedule("AlignYourStepsScheduler", "AYS", family=frozenset(ALIGNED))
+@schedule("AlignYourStepsScheduler", "AYS", family=Choice(tuple(ALIGNED)))
 def align_your_steps(steps: int, ns: NoiseSchedule, family: str = "sd1") -> list[float]:
     """Levels optimised for Stable Diffusion 1.5 ("sd1") or XL ("sdxl"), log-linear between:
     Sabour et al. 2024, arXiv:2404.14507. They are fixed: `ns` has no part in them."""

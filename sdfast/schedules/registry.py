@@ -8,10 +8,8 @@ from itertools import groupby
 from typing import Any
 
 from ..errors import InvalidRequest, UnknownSchedule, nearest
+from ..ranges import Allowed, check
 from .noise_schedule import NoiseSchedule
-
-Numbers = tuple[float, float]  # the lowest and the highest value, both allowed
-Words = frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -19,26 +17,12 @@ class Schedule:
     """A way to choose noise levels.
 
     function: f(steps, ns, **parameters) → the levels above 0, descending
-    allowed: parameter → the values it may take
+    ranges: parameter → the values it may take
     """
 
     name: str
     function: Callable[..., Sequence[float]]
-    allowed: Mapping[str, Numbers | Words]
-
-    def check(self, parameters: Mapping[str, Any]) -> None:
-        """Raises InvalidRequest unless the schedule has these parameters and takes their values."""
-        for name, value in parameters.items():
-            if name not in self.allowed:
-                raise InvalidRequest(
-                    f"schedule {self.name} has no parameter {name!r}{nearest(name, self.allowed)}; "
-                    f"it has: {', '.join(self.allowed) or 'none'}"
-                )
-            allowed = self.allowed[name]
-            if not _allows(allowed, value):
-                raise InvalidRequest(
-                    f"{name} of schedule {self.name} is {value!r}; it must be {_said(allowed)}"
-                )
+    ranges: Mapping[str, Allowed]
 
 
 _SCHEDULES: dict[str, Schedule] = {}
@@ -46,13 +30,13 @@ _ALIASES: dict[str, str] = {}
 
 
 def schedule(
-    *aliases: str, **allowed: Numbers | Words
+    *aliases: str, **ranges: Allowed
 ) -> Callable[[Callable[..., Sequence[float]]], Callable[..., Sequence[float]]]:
     """Registers the function below it under its own name and the aliases."""
 
     def register(function: Callable[..., Sequence[float]]) -> Callable[..., Sequence[float]]:
         name = function.__name__
-        _SCHEDULES[name] = Schedule(name, function, allowed)
+        _SCHEDULES[name] = Schedule(name, function, ranges)
         for word in (name, *aliases):
             if _ALIASES.setdefault(_key(word), name) != name:
                 raise TypeError(f"schedule {name}: {word!r} is {_ALIASES[_key(word)]} already")
@@ -92,7 +76,7 @@ def sigmas(name: str, steps: int, ns: NoiseSchedule, **parameters: Any) -> tuple
     count = len(ns.sigmas)
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= count:
         raise InvalidRequest(f"steps is {steps!r}; it must be a whole number from 1 to {count}")
-    found.check(parameters)
+    check(f"schedule {found.name}", found.ranges, parameters)
     levels = found.function(steps, ns, **parameters)
     return (*(level for level, _ in groupby(levels)), 0.0)  # a step from σ to σ would do nothing
 
@@ -112,17 +96,3 @@ def discard_penultimate(sigmas: Sequence[float]) -> tuple[float, ...]:
 
 def _key(name: str) -> str:
     return name.strip().lower().replace(" ", "_").replace("-", "_")
-
-
-def _allows(allowed: Numbers | Words, value: object) -> bool:
-    if isinstance(allowed, frozenset):
-        return isinstance(value, str) and value in allowed
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    return allowed[0] <= value <= allowed[1]
-
-
-def _said(allowed: Numbers | Words) -> str:
-    if isinstance(allowed, frozenset):
-        return " or ".join(map(repr, sorted(allowed)))
-    return f"a number from {allowed[0]:g} to {allowed[1]:g}"

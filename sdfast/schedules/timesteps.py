@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from ..ranges import Range
 from .incomplete_beta import quantile
 from .noise_schedule import NoiseSchedule, interpolated, spaced
 from .registry import schedule
 
-SHAPE = (0.1, 50.0)
+SHAPE = Range(0.1, 50.0)
 
 
 @schedule("Uniform", "Automatic")
