@@ -13,6 +13,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from sdfast import program, schedules
+from sdfast.program import Program
+from sdfast.schedules import NoiseSchedule
+
+SD = ("scaled_linear", 0.00085, 0.012, 1000)
 PROMPT = "a small red circle on a blue background"
 
 
@@ -98,6 +103,27 @@ WRONG = {
     "interval of words": (["generate", "x", "--guidance-interval", "low"], "numbers with commas"),
     "interval of one": (["generate", "x", "--guidance-interval", "3"], "two noise levels"),
     "interval upside down": (["generate", "x", "--guidance-interval", "5,1"], "low < high"),
+    "parameter without a value": (["generate", "x", "--sampler-parameter", "eta"], "NAME=VALUE"),
+    "unknown parameter": (
+        ["generate", "x", "--sampler", "ddim", "--sampler-parameter", "etta=1"],
+        "did you mean 'eta'",
+    ),
+    "parameter out of range": (
+        ["generate", "x", "--sampler", "ddim", "--sampler-parameter", "eta=2"],
+        "a number from 0 to 1",
+    ),
+    "schedule's parameter": (
+        ["generate", "x", "--schedule-parameter", "rho=-1"],
+        "rho of schedule karras",
+    ),
+    "sigmas that rise": (["generate", "x", "--sigmas", "1,2,0"], "descend"),
+    "sigmas of words": (["generate", "x", "--sigmas", "high,low"], "numbers with commas"),
+    "sigmas and steps": (["generate", "x", "--sigmas", "5,1,0", "--steps", "3"], "leave out steps"),
+    "noise beyond its path": (
+        ["generate", "x", "--sampler", "dpmpp_sde", "--sigmas", "5,1,0.00000001,0"],
+        "choose other sigmas",
+    ),
+    "program of nothing": (["samplers", "--show", "dpm"], "sampler 'dpm' is unknown"),
     "negative seed": (["generate", "x", "--seed=-1"], "seed is -1"),
     "unknown sampler": (["generate", "x", "--sampler", "dpm"], "known: clyb"),
     "unknown schedule": (["generate", "x", "--schedule", "karas"], "did you mean 'karras'"),
@@ -181,11 +207,39 @@ def test_info_shows_networks_and_checks_them() -> None:
     assert json.loads(sdfast("info", "demo", "--json").stdout)["schema_version"] == 1
 
 
+def refused(constant: str) -> None:
+    raise AssertionError(f"{constant} is not JSON")
+
+
 def test_samplers_lists_them() -> None:
-    found = json.loads(sdfast("samplers", "--json").stdout)
+    found = json.loads(sdfast("samplers", "--json").stdout, parse_constant=refused)
     assert {"dpmpp_2m", "euler"} <= {row["name"] for row in found["samplers"]}
     assert "karras" in found["schedules"]
     assert "dpmpp_2m" in sdfast("samplers").stdout
+
+
+def test_samplers_shows_the_program_of_one() -> None:
+    text = sdfast("samplers", "--show", "DPM++ 2M", "--steps", "4").stdout
+    assert "x0 = 0.21681·x0 + 0.78319·x1" in text
+    assert "7 instructions, 4 evaluations, 3 slots, 39 latents moved: 2.4 MiB" in text
+    record = sdfast("samplers", "--show", "euler_ancestral", "--steps", "3", "--json").stdout
+    sigmas = schedules.sigmas("karras", 3, NoiseSchedule.from_betas(*SD))
+    assert Program.from_json(record) == program.trace("euler_ancestral", sigmas)
+    done = sdfast("samplers", "--show", "dpm_adaptive")
+    assert done.returncode == 2
+    assert "depends on the picture" in done.stderr
+
+
+def test_parameters_and_sigmas_reach_the_picture_and_are_repeated(tmp_path: Path) -> None:
+    first, again, plain = (tmp_path / f"{name}.png" for name in ("first", "again", "plain"))
+    base = ("generate", "a red star", "--seed", "0", "--sampler", "ddim")
+    own = ("--sampler-parameter", "eta=0.5", "--sigmas", "14.6,7,3,1,0.3,0")
+    assert sdfast(*base, *own, "--out", first).returncode == 0
+    assert sdfast(*base, *own[2:], "--out", plain).returncode == 0
+    assert sdfast("generate", "--from", first, "--out", again).returncode == 0
+    pixels = [Image.open(file).tobytes() for file in (first, again, plain)]
+    assert pixels[0] == pixels[1] != pixels[2]
+    assert "eta: 0.5" in Image.open(first).info["parameters"]
 
 
 def test_doctor_says_what_is_usable() -> None:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageChops
 
 import sdfast
-from sdfast import schedules
+from sdfast import pipeline, samplers, schedules
 from sdfast.errors import BackendUnavailable, Cancelled, InvalidRequest
 from sdfast.schedules import NoiseSchedule
 
@@ -35,16 +35,59 @@ def test_the_same_seed_gives_the_same_picture(demo: sdfast.Pipeline) -> None:
     assert levels_apart(first, demo(PROMPT, seed=6, steps=4).images[0]) > 0
 
 
-@pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler_ancestral"])
-def test_same_seed_gives_the_same_picture_in_any_batch_place(
-    demo: sdfast.Pipeline, sampler: str
+@pytest.fixture(scope="module")
+def one_thread() -> sdfast.Pipeline:
+    return sdfast.load("demo", threads=1)
+
+
+@pytest.mark.parametrize("sampler", samplers.names())
+def test_same_seed_gives_the_same_picture_in_any_batch_place_by_any_number_of_threads(
+    one_thread: sdfast.Pipeline,
+    demo: sdfast.Pipeline,
+    monkeypatch: pytest.MonkeyPatch,
+    sampler: str,
 ) -> None:
-    together = demo(PROMPT, seed=3, count=5, steps=6, sampler=sampler)
-    assert together.seeds == (3, 4, 5, 6, 7)
-    for image, seed in zip(together.images, together.seeds, strict=True):
-        alone = demo(PROMPT, seed=seed, steps=6, sampler=sampler).images[0]
-        # Matrix products of another height may sum in another order: a level or two.
-        assert levels_apart(image, alone) <= 2
+    monkeypatch.setattr(pipeline, "BATCH", 8)
+    together = demo(PROMPT, seed=3, count=8, steps=2, sampler=sampler)
+    assert together.seeds == tuple(range(3, 11))
+    for place in (0, 3, 7):
+        alone = one_thread(PROMPT, seed=3 + place, steps=2, sampler=sampler).images[0]
+        assert levels_apart(together.images[place], alone) == 0
+
+
+def test_more_images_than_a_batch_are_drawn_in_several(demo: sdfast.Pipeline) -> None:
+    seen: list[tuple[int, int | None]] = []
+    together = demo(PROMPT, seed=3, count=6, steps=2, callback=lambda *at: seen.append(at))
+    assert seen == [(k, 4) for k in range(1, 5)]
+    alone = demo(PROMPT, seed=8, steps=2).images[0]
+    assert levels_apart(together.images[5], alone) == 0
+
+
+def test_a_sampler_that_depends_on_data_counts_without_knowing_the_end(
+    demo: sdfast.Pipeline,
+) -> None:
+    seen: list[tuple[int, int | None]] = []
+    demo(PROMPT, seed=3, sampler="dpm_adaptive", callback=lambda *at: seen.append(at))
+    assert [done for done, _ in seen] == list(range(1, len(seen) + 1))
+    assert {of for _, of in seen} == {None}
+
+
+def test_a_path_of_noise_leads_more_steps_to_about_the_same_picture(
+    demo: sdfast.Pipeline,
+) -> None:
+    """Brownian noise is one path, which more steps follow more finely; independent draws of more
+    steps are others."""
+
+    def drawn(steps: int, kind: str) -> Image.Image:
+        own = {"noise_kind": kind}
+        result = demo(PROMPT, seed=1, steps=steps, sampler="dpmpp_2m_sde", sampler_parameters=own)
+        return result.images[0]
+
+    def apart(kind: str) -> float:
+        a, b = (np.asarray(drawn(steps, kind), float) for steps in (20, 30))
+        return float(np.sqrt(((a - b) ** 2).mean()))
+
+    assert apart("brownian") < 0.5 * apart("gaussian")
 
 
 def test_a_result_can_be_repeated_from_its_request(demo: sdfast.Pipeline) -> None:
@@ -52,8 +95,8 @@ def test_a_result_can_be_repeated_from_its_request(demo: sdfast.Pipeline) -> Non
     assert levels_apart(first.images[0], demo(first.request).images[0]) == 0
 
 
-@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "ddim", "dpmpp_2m"])
-@pytest.mark.parametrize("schedule", ["karras", "normal", "simple"])
+@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "uni_pc", "dpmpp_2m"])
+@pytest.mark.parametrize("schedule", schedules.names())
 def test_every_sampler_and_schedule_draws(
     demo: sdfast.Pipeline, sampler: str, schedule: str
 ) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from sdfast import store
+from sdfast import schedules, store
 from sdfast.bundle import Bundle
 from sdfast.errors import InvalidRequest, SdfastError, UnknownSampler, UnknownSchedule
-from sdfast.request import MAX_SEED, Request, resolve
+from sdfast.request import MAX_SEED, Request, noise_schedule, resolve
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +57,57 @@ def test_an_interval_of_whole_numbers_or_a_list_is_one_of_floats(demo: Bundle) -
         assert isinstance(found.guidance_interval, tuple)
 
 
+def test_parameters_and_sigmas_survive_json(demo: Bundle) -> None:
+    request = Request(
+        "x",
+        sampler="pndm",
+        sampler_parameters={"middles": (10.0, 5.0)},
+        sigmas=(14.0, 7.0, 3.0, 1.0, 0.0),
+    )
+    full = resolve(request, demo).as_request()
+    assert Request.from_dict(json.loads(json.dumps(full.to_dict()))) == full
+    assert resolve(full, demo).as_request() == full
+    assert (full.steps, full.schedule, full.sigmas) == (4, "custom", request.sigmas)
+    assert hash(full) == hash(replace(full))
+
+
+def test_the_run_visits_the_levels_of_the_schedule(demo: Bundle) -> None:
+    ns = noise_schedule(demo.manifest.betas)
+    found = resolve(Request("x", schedule="karras", steps=7), demo)
+    assert found.sigmas == schedules.sigmas("karras", 7, ns)
+    own = Request("x", schedule="karras", steps=7, schedule_parameters={"rho": 5.0})
+    assert resolve(own, demo).sigmas == schedules.sigmas("karras", 7, ns, rho=5.0)
+
+
+def test_where_a_sampler_wants_it_the_smallest_level_is_left_out(demo: Bundle) -> None:
+    ns = noise_schedule(demo.manifest.betas)
+    longer = schedules.sigmas("karras", 8, ns)
+    found = resolve(Request("x", sampler="uni_pc", schedule="karras", steps=7), demo)
+    assert found.sigmas == (*longer[:7], 0.0)
+    most = resolve(Request("x", sampler="uni_pc", schedule="normal", steps=1000), demo)
+    assert len(most.sigmas) == 1001  # there is no longer schedule to leave one out of
+    given = (5.0, 1.0, 0.1, 0.0)
+    assert resolve(Request("x", sampler="uni_pc", sigmas=given), demo).sigmas == given
+
+
 @pytest.mark.parametrize(
     ("values", "error", "word"),
     [
+        ({"sampler_parameters": {"eta": 1}}, InvalidRequest, "has no parameter 'eta'"),
+        ({"sampler_parameters": 3}, InvalidRequest, "values by name"),
+        ({"sampler_parameters": {3: 3}}, InvalidRequest, "values by name"),
+        ({"schedule_parameters": {"rho": "7"}}, InvalidRequest, "a number from"),
+        ({"sampler": "lms", "sampler_parameters": {"order": 2.5}}, InvalidRequest, "whole"),
+        ({"sigmas": 3}, InvalidRequest, "list of numbers"),
+        ({"sigmas": ()}, InvalidRequest, "two sigmas"),
+        ({"sigmas": (1.0,)}, InvalidRequest, "two sigmas"),
+        ({"sigmas": (1.0, 2.0)}, InvalidRequest, "descend"),
+        ({"sigmas": (math.nan, 0.0)}, InvalidRequest, "finite"),
+        ({"sigmas": ("a", 0)}, InvalidRequest, "finite"),
+        ({"sigmas": tuple(range(2000, -1, -1))}, InvalidRequest, "from 1 to 1000"),
+        ({"sigmas": (1.0, 0.0), "steps": 5}, InvalidRequest, "leave out steps"),
+        ({"sigmas": (1.0, 0.0), "schedule": "karras"}, InvalidRequest, "leave out steps"),
+        ({"schedule": "custom"}, UnknownSchedule, "custom"),
         ({"prompt": ""}, InvalidRequest, "prompt is empty"),
         ({"prompt": " \n"}, InvalidRequest, "prompt is empty"),
         ({"prompt": 3}, InvalidRequest, "must be text"),

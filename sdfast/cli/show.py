@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import click
 
@@ -75,7 +76,7 @@ def _list(as_json: bool) -> None:
                 "static": s.static,
                 "stochastic": s.stochastic,
                 "noise": s.noise,
-                "parameters": s.parameters,
+                "parameters": {n: None if v == math.inf else v for n, v in s.parameters.items()},
                 "evaluations_at_20_steps": s.evaluations(20),
                 "paper": s.paper,
                 "summary": s.doc,
