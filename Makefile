@@ -26,6 +26,7 @@ bench: $(DEV_VENV)/installed
 	$(DEV)/python benchmarks/diffusers_peer.py
 	$(DEV)/python benchmarks/loop.py
 	$(DEV)/python benchmarks/spinning.py
+	$(DEV)/python benchmarks/scheduler_peer.py
 
 NATIVE := $(wildcard sdfast/native/*) CMakeLists.txt pyproject.toml
 

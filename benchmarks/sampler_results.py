@@ -73,10 +73,10 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Results:
-    """The records of a folder, and the command and date (ISO) of the run that wrote them last."""
+    """The records of a folder, and the commands of the runs that measured them, each under its date
+    (ISO)."""
 
-    command: str
-    date: str
+    commands: tuple[str, ...]
     conditions: Conditions
     records: tuple[Record, ...]
 
@@ -95,8 +95,7 @@ def load(file: Path) -> Results:
         data = json.loads(file.read_text(encoding="utf-8"))
         conditions = data["conditions"]
         return Results(
-            command=data["command"],
-            date=data["date"],
+            commands=tuple(data["commands"]),
             conditions=Conditions(**{**conditions, "batches": tuple(conditions["batches"])}),
             records=tuple(_record(record) for record in data["records"]),
         )
@@ -113,13 +112,13 @@ def _record(data: dict[str, Any]) -> Record:
     return Record(**{**data, "combination": combination, "throughput": throughput})
 
 
-def kept(file: Path, conditions: Conditions) -> tuple[Record, ...]:
-    """The records that a run under these conditions can go on from; none where there is no file.
+def kept(file: Path, conditions: Conditions) -> Results:
+    """The results that a run under these conditions can go on from; empty where there is no file.
 
     Raises InvalidRequest when they were measured under other conditions.
     """
     if not file.exists():
-        return ()
+        return Results((), conditions, ())
     results = load(file)
     for field in fields(Conditions):
         before, now = getattr(results.conditions, field.name), getattr(conditions, field.name)
@@ -128,7 +127,7 @@ def kept(file: Path, conditions: Conditions) -> tuple[Record, ...]:
                 f"{file} was measured with {field.name} {before}, this run has {now}, and the two "
                 "cannot be compared: choose another --out, or repeat what was there"
             )
-    return results.records
+    return results
 
 
 # --- reading them ---------------------------------------------------------------------------------
@@ -155,8 +154,8 @@ def table(results: Results) -> str:
     return "\n".join(
         [
             f"{conditions.prompts} prompts on bundle {conditions.bundle}; {conditions.machine}; "
-            f"{versions}; {results.date}; `{results.command}`. Accuracy: of what the prompts ask, "
-            "the share that is shown. Distance: to the converged picture, RMS in levels of 1/255.",
+            f"{versions}; {'; '.join(results.commands)}. Accuracy: of what the prompts ask, the "
+            "share that is shown. Distance: to the converged picture, RMS in levels of 1/255.",
             "",
             _row(heads),
             _row(["---"] * 2 + ["---:"] * (len(heads) - 2)),

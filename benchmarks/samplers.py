@@ -91,8 +91,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run has to do: `todo`, when `results` are there. `pace`: seconds of one evaluation at
-    each count of images."""
+    """What a run has to do: `todo`, when `results` are there. `pace`: seconds of one evaluation of
+    all images at each count of them."""
 
     pipe: Pipeline
     out: Path
@@ -150,13 +150,14 @@ def plan(options: Options, out: Path, command: str) -> Plan:
         machine=str(header["machine"]),
         versions=header["versions"],  # type: ignore[arg-type]
     )
-    records = kept(out / RESULTS, conditions)
+    before = kept(out / RESULTS, conditions)
     _make(out / PICTURES)
-    done = {record.combination for record in records}
+    done = {record.combination for record in before.records}
     todo = tuple(c for c in combinations if c not in done)
     cases = _cases(pipe.bundle.name, options.prompts)
     counts = tuple(dict.fromkeys((1, *batches)))
-    results = Results(command, str(header["date"]), conditions, records)
+    ran = (f"{header['date']} `{command}`",) if todo else ()
+    results = replace(before, commands=(*before.commands, *ran))
     return Plan(pipe, out, cases, results, todo, _pace(pipe, counts) if todo else {})
 
 
@@ -185,16 +186,18 @@ def run(plan: Plan, progress: Progress = lambda seconds, doing: None) -> tuple[P
 
 def _report(results: Results, out: Path) -> tuple[Path, ...]:
     """Writes the table and the plots of all that the folder holds."""
+    files = {r.combination: _picture_file(out, r.combination) for r in results.records}
     pictures = {}
-    for combination in (record.combination for record in results.records):
-        if (file := _picture_file(out, combination)).is_file():
+    for combination, file in files.items():
+        if file.is_file():
             with Image.open(file) as image:
                 pictures[combination] = image.convert("RGB")
+    whole = len(pictures) == len(files)  # elsewhere the records may lie without their pictures
     contents: dict[str, bytes | None] = {
         "table.md": table(results).encode(),
         "quality.png": sampler_plots.quality(results.records),
         "distance.png": sampler_plots.distance(results.records),
-        "grid.png": sampler_plots.grid(pictures),
+        "grid.png": sampler_plots.grid(pictures) if whole else None,
     }
     written = {out / name: data for name, data in contents.items() if data is not None}
     for file, data in written.items():
@@ -217,7 +220,9 @@ def _combinations(options: Options, pipe: Pipeline) -> tuple[Combination, ...]:
     for sampler, schedule, steps in every:
         asked = Request("x", sampler=sampler, schedule=schedule, steps=steps)
         known = resolve(asked, pipe.bundle)
-        found.append(Combination(known.sampler, known.schedule, known.steps))
+        if samplers.get(known.sampler).evaluations(steps) is None:
+            steps = options.steps[0]  # it takes as many as the picture needs, whatever the steps
+        found.append(Combination(known.sampler, known.schedule, steps))
     return tuple(dict.fromkeys(found))
 
 
@@ -236,13 +241,14 @@ def _converges(combination: Combination) -> bool:
 
 
 def _pace(pipe: Pipeline, counts: tuple[int, ...]) -> dict[int, float]:
-    """Seconds of one evaluation at each count of images: a median of 3, after one to warm up."""
+    """Seconds of one evaluation of all images at each count of them: a median of 3, after one to
+    warm up."""
     defaults = pipe.bundle.defaults
     brief = Combination(defaults.sampler, defaults.schedule, 8)
     pace = {}
     for count in counts:
-        drawn = [_draw(pipe, Case("x", 0, None), brief, count) for _ in range(4)][1:]
-        pace[count] = statistics.median(r.timings["unet"] / calls for r, calls in drawn)
+        drawn = [_draw(pipe, Case("x", 0, None), brief, count)[0] for _ in range(4)][1:]
+        pace[count] = statistics.median(r.timings["unet"] for r in drawn) / brief.steps
     return pace
 
 

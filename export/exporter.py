@@ -172,12 +172,17 @@ def _manifest(
     side = int(unet.sample_size) * scale
     multiple = scale * graphs.downsampling(source.unet)
     small = side < 512
+    if scheduler.get("trained_betas") is not None:
+        raise CheckpointError(
+            "scheduler_config.json has trained_betas; today's exporter takes betas by name"
+        )
     try:
         betas = Betas(
             scheduler["beta_schedule"],
             float(scheduler["beta_start"]),
             float(scheduler["beta_end"]),
             int(scheduler["num_train_timesteps"]),
+            bool(scheduler.get("rescale_betas_zero_snr", False)),
         )
     except KeyError as error:
         raise CheckpointError(

@@ -15,11 +15,13 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path, PurePosixPath
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from .errors import BundleError
+from .schedules import NoiseSchedule
 from .tensors import TensorSpec
 
 SCHEMA_VERSION = 1
@@ -56,6 +58,19 @@ class Betas:
     start: float
     end: float
     count: int
+    zero_terminal_snr: bool
+
+
+@cache
+def noise_schedule(betas: Betas) -> NoiseSchedule:
+    """The noise levels that the model was trained on. Raises ValueError for betas of none."""
+    return NoiseSchedule.from_betas(
+        betas.name,
+        betas.start,
+        betas.end,
+        betas.count,
+        zero_terminal_snr=betas.zero_terminal_snr,
+    )
 
 
 @dataclass(frozen=True)
@@ -211,13 +226,13 @@ def _check(manifest: Manifest) -> None:
             for side in (sizes.width, sizes.height)
         ),
         "latent_scale must be above 0": manifest.latent_scale > 0,
-        "betas must rise within 0…1": 0 < manifest.betas.start <= manifest.betas.end < 1,
         "betas.count must be from 2 to 100000": 2 <= manifest.betas.count <= 100_000,
         "context must be positive": manifest.context.tokens > 2 and manifest.context.width > 0,
     }
     for problem, holds in conditions.items():
         if not holds:
             raise ValueError(problem)
+    noise_schedule(manifest.betas)
 
 
 def _parsed(kind: Any, raw: Any, where: str) -> Any:

@@ -62,13 +62,21 @@ def parameters(request: Request, model: str, version: str) -> str:
     low_high = "-".join(f"{sigma:g}" for sigma in request.guidance_interval or ())
     interval = f"CFG interval: {low_high}, " if low_high else ""
     own = {**request.sampler_parameters, **request.schedule_parameters}
-    extra = "".join(f"{name}: {value}, " for name, value in own.items())
+    if request.sigmas is not None:
+        own["sigmas"] = request.sigmas
+    extra = "".join(f"{name}: {_quoted(value)}, " for name, value in own.items())
     return (
         f"{request.prompt}{negative}\nSteps: {request.steps}, Sampler: {request.sampler}, "
         f"Schedule type: {request.schedule}, CFG scale: {request.guidance:g}, "
         f"{rescale}{interval}{extra}Seed: {request.seed}, Size: {request.width}x{request.height}, "
         f"Model: {model}, RNG: {request.rng}, Version: sdfast {version}"
     )
+
+
+def _quoted(value: Any) -> str:
+    """A value of the line, which is split at commas: quoted where it has some."""
+    text = ", ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
+    return json.dumps(text) if "," in text else text
 
 
 def read_request(file: Path) -> tuple[Request, str]:

@@ -27,6 +27,7 @@ from math import sqrt
 
 from . import _core
 from .errors import InvalidRequest
+from .ranges import NOISES
 from .tensors import Tensor
 
 Start = Callable[[Tensor], None]
@@ -114,4 +115,4 @@ _FILLS = {
     "laplacian": _core.laplacian,
 }
 RNGS = tuple(_NORMALS)
-KINDS = ("gaussian", "uniform", "brownian", "pyramid", "highres-pyramid", "perlin", "laplacian")
+KINDS = NOISES

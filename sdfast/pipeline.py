@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -13,12 +14,13 @@ from PIL import Image
 
 from . import images, noise, program, samplers, store
 from .backends import Engine, choose, open_engine
-from .bundle import Bundle
+from .bundle import Bundle, noise_schedule
 from .conditioning import TextEncoder, load_tokenizer
 from .devices.cpu import Denoiser, HostRun, Loop, Progress, start
 from .errors import BackendUnavailable, Cancelled, InvalidRequest
 from .guidance import Guidance
-from .request import Request, Resolved, noise_schedule, resolve
+from .program import Program
+from .request import Request, Resolved, resolve
 from .tensors import Tensor
 
 BATCH = 4  # images that share a call of the network; more gain nothing on a CPU
@@ -120,9 +122,9 @@ class Pipeline:
         """Draws one request: a Request, or a prompt and its parameters by name.
 
         parameters: those of Request (steps, sampler, schedule, sampler_parameters,
-            schedule_parameters, sigmas, guidance, guidance_rescale, guidance_interval, seed, width,
-            height, count, rng), or diffusers' names for them: num_inference_steps, guidance_scale,
-            num_images_per_prompt
+            schedule_parameters, sigmas, discard_penultimate, guidance, guidance_rescale,
+            guidance_interval, seed, width, height, count, rng), or diffusers' names for them:
+            num_inference_steps, guidance_scale, num_images_per_prompt
         generator: diffusers' way to give a seed: a torch.Generator; one on the CPU also chooses
             rng="torch", one on CUDA "philox", so that the noise is the one it would draw
         callback: see Callback
@@ -154,8 +156,8 @@ class Pipeline:
         # A sampler that depends on data takes each image at its own pace.
         size = BATCH if samplers.get(request.sampler).static else 1
         batches = [request.seeds[k : k + size] for k in range(0, request.count, size)]
-        for number, seeds in enumerate(batches):
-            progress = _progress(callback, number, len(batches))
+        progress = _progress(callback, len(batches))
+        for seeds in batches:
             pixels, unet, decoder = self._draw_batch(request, seeds, rows, progress)
             pictures += images.from_pixels(pixels)
             seconds["unet"] += unet
@@ -206,11 +208,11 @@ class Pipeline:
         schedule = noise_schedule(manifest.betas)
         denoiser = Denoiser(self._unet, unet, batch, schedule, manifest.prediction)
         sampler, parameters = samplers.get(request.sampler), request.sampler_parameters
-        loop = (
-            Loop(program.trace(sampler.name, request.sigmas, **parameters), denoiser, latent)
-            if sampler.static
-            else HostRun(sampler, request.sigmas, parameters, denoiser, latent)
-        )
+        loop: Loop | HostRun
+        if sampler.static:
+            loop = Loop(_traced(request), denoiser, latent)
+        else:
+            loop = HostRun(sampler, request.sigmas, parameters, denoiser, latent)
         pixels = Tensor.empty((batch, request.height, request.width, 3), "u8")
         return _Plan(unet, loop, sampler.noise_kind(parameters), pixels)
 
@@ -220,6 +222,16 @@ class Pipeline:
             if (opened := self.__dict__.pop(name, None)) is not None:
                 opened.close()
         self._plans.clear()
+
+
+def _traced(request: Resolved) -> Program:
+    traced = program.trace(request.sampler, request.sigmas, **request.sampler_parameters)
+    if not traced.largest_coefficient < 1e6:  # float32 has nothing left after the seventh digit
+        raise InvalidRequest(
+            f"{request.sampler} cannot follow noise levels as uneven as these: choose another "
+            "schedule, other sigmas or another sampler"
+        )
+    return traced
 
 
 def _seeded(generator: Any) -> dict[str, Any]:
@@ -247,15 +259,15 @@ def _repeat(context: Tensor, encoded: Tensor, rows: int, batch: int) -> None:
             target[start : start + size] = text
 
 
-def _progress(callback: Callback | None, before: int, batches: int) -> Progress | None:
-    """The callback over all batches of a request: this one's evaluations follow those of the
-    `before` batches before it."""
+def _progress(callback: Callback | None, batches: int) -> Progress | None:
+    """The callback over all batches of a request, which evaluate one after the other."""
     if callback is None:
         return None
+    numbers = count(1)
 
-    def progress(done: int, evaluations: int | None) -> None:
-        whole = None if evaluations is None else batches * evaluations
-        if callback(done + before * (evaluations or 0), whole) is False:
-            raise Cancelled(f"cancelled after {done} of {evaluations or 'some'} evaluations")
+    def progress(_: int, evaluations: int | None) -> None:
+        done, whole = next(numbers), None if evaluations is None else batches * evaluations
+        if callback(done, whole) is False:
+            raise Cancelled(f"cancelled after {done} of {whole or 'some'} evaluations")
 
     return progress

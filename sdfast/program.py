@@ -16,6 +16,7 @@ from typing import Any
 
 from . import samplers
 from .errors import InvalidProgram
+from .ranges import NOISES
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Noise:
 
 Instruction = Eval | Combine | Noise
 
+VERSION = 1  # of the JSON form
+
 
 @dataclass(frozen=True)
 class Program:
@@ -66,10 +69,17 @@ class Program:
         return sum(isinstance(i, Eval) for i in self.instructions)
 
     @property
+    def largest_coefficient(self) -> float:
+        """Of all Combines, in absolute value: what an error of a latent grows by at most; NaN if
+        one is."""
+        sizes = [abs(c) for i in self.instructions if isinstance(i, Combine) for c, _ in i.terms]
+        return math.nan if any(map(math.isnan, sizes)) else max(sizes, default=0.0)
+
+    @property
     def latents_moved(self) -> int:
         """Latents read and written by the passes around the network, with two rows of guidance: an
         Eval reads x twice and the network's two outputs, and writes its two inputs and D."""
-        moved = {Eval: 7, Noise: 1}
+        moved = {Eval: 7, Noise: 1}  # what a draw itself takes depends on its kind
         return sum(
             len(i.terms) + 1 if isinstance(i, Combine) else moved[type(i)]
             for i in self.instructions
@@ -83,6 +93,7 @@ class Program:
         """As JSON that from_json, or a program in another language, reads: every instruction is a
         list that begins with its name."""
         record = {
+            "version": VERSION,
             "sampler": self.sampler,
             "sigmas": self.sigmas,
             "noise": self.noise,
@@ -98,15 +109,17 @@ class Program:
         of another form, or with a slot out of range or read before it was written."""
         try:
             record = json.loads(text)
+            if record["version"] != VERSION:
+                raise InvalidProgram(f"it is of version {record['version']!r}, not {VERSION}")
             program = cls(
-                sampler=str(record["sampler"]),
+                sampler=_word(record["sampler"]),
                 sigmas=tuple(map(_finite, record["sigmas"])),
-                noise=str(record["noise"]),
+                noise=_word(record["noise"]),
                 instructions=tuple(_instruction(*row) for row in record["instructions"]),
-                slots=int(record["slots"]),
-                result=int(record["result"]),
+                slots=_whole(record["slots"]),
+                result=_whole(record["result"]),
             )
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise InvalidProgram(f"this is not a program as to_json writes it: {error}") from None
         _check(program)
         return program
@@ -129,10 +142,10 @@ def trace(name: str, sigmas: Sequence[float], **parameters: Any) -> Program:
         if not isinstance(final, _Latent):
             raise TypeError(f"sampler {sampler.name} returned no latent")
         result = recording.value_of(final)
-        live = _without_dead(recording.instructions, result)
+        noise = sampler.noise_kind(parameters)
+        live = _without_dead(recording.instructions, result, noise)
         placed, slots, slot = _in_slots(live, result)
         levels = tuple(float(sigma) for sigma in sigmas)
-        noise = sampler.noise_kind(parameters)
         program = Program(sampler.name, levels, noise, tuple(placed), slots, slot)
         return program, frozenset(recording.recalled)
 
@@ -248,13 +261,18 @@ def _sources(instruction: Instruction) -> tuple[int, ...]:
     return ()
 
 
-def _without_dead(instructions: Sequence[Instruction], result: int) -> list[Instruction]:
-    """Drops what nothing reads; a draw stays, because it moves the noise stream on."""
-    needed, kept = {result}, []
+def _without_dead(
+    instructions: Sequence[Instruction], result: int, noise: str
+) -> list[Instruction]:
+    """Drops what nothing reads. A draw moves its stream on, and so stays for those that follow; a
+    brownian one is a function of its levels alone."""
+    needed, kept, drawn = {result}, list[Instruction](), False
     for instruction in reversed(instructions):
-        if instruction.out in needed or isinstance(instruction, Noise):
+        is_draw = isinstance(instruction, Noise)
+        if instruction.out in needed or (is_draw and drawn and noise != "brownian"):
             needed.update(_sources(instruction))
             kept.append(instruction)
+            drawn = drawn or is_draw
     return kept[::-1]
 
 
@@ -310,6 +328,18 @@ def _line(instruction: Instruction) -> str:
     return f"x{instruction.out} = {terms}".replace("+ -", "− ")
 
 
+def _word(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not text")
+    return value
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{value!r} is not a whole number")
+    return value
+
+
 def _finite(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{value!r} is not a finite number")
@@ -330,6 +360,10 @@ def _instruction(kind: str, out: int, *rest: Any) -> Instruction:
 
 
 def _check(program: Program) -> None:
+    if not 1 <= program.slots <= len(program.instructions) + 1:
+        raise InvalidProgram(f"{program.slots} slots are not what its instructions need")
+    if program.noise not in NOISES:
+        raise InvalidProgram(f"noise {program.noise!r} is unknown; use {', '.join(NOISES)}")
     written = {0}
     for at, instruction in enumerate(program.instructions):
         slots = (instruction.out, *_sources(instruction))

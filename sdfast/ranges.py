@@ -18,8 +18,9 @@ class Range:
     whole: bool = False
 
     def __contains__(self, value: object) -> bool:
-        number = isinstance(value, int) or (isinstance(value, float) and not self.whole)
-        return number and not isinstance(value, bool) and self.low <= value <= self.high  # type: ignore[operator]
+        if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
+            return False
+        return self.low <= value <= self.high
 
     def __str__(self) -> str:
         return f"a {'whole ' * self.whole}number from {self.low:g} to {self.high:g}"
@@ -39,6 +40,17 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Flag:
+    """True or False."""
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, bool)
+
+    def __str__(self) -> str:
+        return "True or False"
+
+
+@dataclass(frozen=True)
 class Listed:
     """A parameter that is a tuple of numbers, each in a range."""
 
@@ -51,7 +63,10 @@ class Listed:
         return f"a tuple in which every value is {self.each}"
 
 
-Allowed = Range | Choice | Listed
+Allowed = Range | Choice | Flag | Listed
+
+NOISES = ("gaussian", "uniform", "brownian", "pyramid", "highres-pyramid", "perlin", "laplacian")
+"""The kinds of noise that a sampler may ask for."""
 
 
 def check(owner: str, ranges: Mapping[str, Allowed], parameters: Mapping[str, Any]) -> None:

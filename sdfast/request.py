@@ -7,11 +7,11 @@ import secrets
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache
+from itertools import pairwise
 from typing import Any
 
 from . import noise, samplers, schedules
-from .bundle import Betas, Bundle
+from .bundle import Bundle, noise_schedule
 from .errors import InvalidRequest, nearest
 from .schedules import NoiseSchedule
 
@@ -32,7 +32,10 @@ class Request:
     steps: of the sampler, 1…1000
     sampler, schedule: names or aliases (`sdfast samplers` lists them)
     sampler_parameters, schedule_parameters: those of their own, by name: {"eta": 0.5}
-    sigmas: noise levels to visit in place of a schedule's, strictly descending, mostly to 0
+    sigmas: noise levels to visit in place of a schedule's: strictly descending from 2¹⁶ at most to
+        0, or to 2⁻¹⁶ at least
+    discard_penultimate: whether to leave out the schedule's smallest level above 0, of one step
+        more, as ComfyUI does for some samplers; None for what the sampler itself wants
     guidance: scale of classifier-free guidance (arXiv:2207.12598), ≥ 0; 1 leaves it out
     guidance_rescale: part of its excess contrast that is taken back (arXiv:2305.08891), 0…1
     guidance_interval: noise levels (low, high) between which it acts (arXiv:2404.07724),
@@ -51,6 +54,7 @@ class Request:
     sampler_parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)
     schedule_parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)
     sigmas: tuple[float, ...] | None = None
+    discard_penultimate: bool | None = None
     guidance: float | None = None
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] | None = None
@@ -70,8 +74,11 @@ class Request:
         known = [field.name for field in fields(cls)]
         for name in values:
             if name not in known:
+                own = any(name in samplers.get(s).parameters for s in samplers.names())
+                where = ": samplers' own go into sampler_parameters" if own else ""
                 raise InvalidRequest(
-                    f"unknown parameter {name!r}{nearest(name, known)}; known: {', '.join(known)}"
+                    f"unknown parameter {name!r}{where or nearest(name, known)}; known: "
+                    + ", ".join(known)
                 )
         if "prompt" not in values:
             raise InvalidRequest("the request has no prompt: say what to draw")
@@ -98,6 +105,7 @@ class Resolved:
     sampler_parameters: Mapping[str, Any]
     schedule_parameters: Mapping[str, Any]
     sigmas: tuple[float, ...]
+    discard_penultimate: bool
     guidance: float
     guidance_rescale: float
     guidance_interval: tuple[float, float] | None
@@ -127,6 +135,9 @@ def resolve(request: Request, bundle: Bundle) -> Resolved:
     steps, schedule = defaults.steps, defaults.schedule
     if request.sigmas is not None:
         steps, schedule = len(_tuple("sigmas", request.sigmas)) - 1, CUSTOM
+    elif request.sampler is not None and request.schedule is None:
+        label = _text("sampler", request.sampler)
+        schedule = samplers.labelled_schedule(label) or schedule
     given = replace(
         request,
         steps=steps if request.steps is None else request.steps,
@@ -143,17 +154,20 @@ def resolve(request: Request, bundle: Bundle) -> Resolved:
     if given.rng not in noise.RNGS:
         raise InvalidRequest(f"rng is {given.rng!r}; it must be one of {', '.join(noise.RNGS)}")
     sampler = samplers.get(_text("sampler", given.sampler))
-    sampler.check(_named("sampler_parameters", given.sampler_parameters))
-    schedule, levels = _levels(given, sampler, noise_schedule(bundle.manifest.betas))
+    parameters = _named("sampler_parameters", given.sampler_parameters)
+    sampler.check(parameters)
+    discard = _discard(given.discard_penultimate, sampler)
+    schedule, levels = _levels(given, discard, noise_schedule(bundle.manifest.betas))
     return Resolved(
         prompt=prompt,
         negative_prompt=_text("negative_prompt", given.negative_prompt),
         steps=_integer("steps", given.steps, 1, MAX_STEPS),
         sampler=sampler.name,
         schedule=schedule,
-        sampler_parameters=given.sampler_parameters,
-        schedule_parameters=given.schedule_parameters,
+        sampler_parameters={k: v for k, v in parameters.items() if v != sampler.parameters[k]},
+        schedule_parameters=_named("schedule_parameters", given.schedule_parameters),
         sigmas=levels,
+        discard_penultimate=discard,
         guidance=_number("guidance", given.guidance, 0, 100),
         guidance_rescale=_number("guidance_rescale", given.guidance_rescale, 0, 1),
         guidance_interval=_interval("guidance_interval", given.guidance_interval),
@@ -165,36 +179,50 @@ def resolve(request: Request, bundle: Bundle) -> Resolved:
     )
 
 
-@cache
-def noise_schedule(betas: Betas) -> NoiseSchedule:
-    """The trained noise levels of a bundle."""
-    return NoiseSchedule.from_betas(betas.name, betas.start, betas.end, betas.count)
+def visited(
+    name: str, steps: int, ns: NoiseSchedule, discard: bool, **parameters: Any
+) -> tuple[float, ...]:
+    """The noise levels of a run of `steps` on a schedule, without its smallest above 0 if that is
+    to be discarded (of one step more, where there is one)."""
+    if discard and steps < len(ns.sigmas):
+        return schedules.discard_penultimate(schedules.sigmas(name, steps + 1, ns, **parameters))
+    return schedules.sigmas(name, steps, ns, **parameters)
 
 
-def _levels(
-    given: Request, sampler: samplers.Sampler, ns: NoiseSchedule
-) -> tuple[str, tuple[float, ...]]:
+def _levels(given: Request, discard: bool, ns: NoiseSchedule) -> tuple[str, tuple[float, ...]]:
     """The schedule's name and the noise levels of the run."""
     parameters = _named("schedule_parameters", given.schedule_parameters)
-    if given.sigmas is not None:
-        if given.schedule != CUSTOM or given.steps != len(given.sigmas) - 1 or parameters:
-            raise InvalidRequest(
-                "sigmas are a schedule of their own: leave out steps, schedule and its parameters"
-            )
-        samplers.check_sigmas([_real(sigma) for sigma in given.sigmas])
-        return CUSTOM, tuple(map(float, given.sigmas))
-    name = schedules.get(_text("schedule", given.schedule))
-    steps = _integer("steps", given.steps, 1, min(MAX_STEPS, len(ns.sigmas)))
-    if sampler.drops_penultimate and steps < len(ns.sigmas):
-        longer = schedules.sigmas(name, steps + 1, ns, **parameters)
-        return name, schedules.discard_penultimate(longer)
-    return name, schedules.sigmas(name, steps, ns, **parameters)
+    if given.sigmas is None:
+        name = schedules.get(_text("schedule", given.schedule))
+        steps = _integer("steps", given.steps, 1, min(MAX_STEPS, len(ns.sigmas)))
+        return name, visited(name, steps, ns, discard, **parameters)
+    if given.schedule != CUSTOM or given.steps != len(given.sigmas) - 1 or parameters:
+        raise InvalidRequest(
+            "sigmas are a schedule of their own: leave out steps, schedule and its parameters"
+        )
+    if given.steps > MAX_STEPS:
+        raise InvalidRequest(f"there are {given.steps} steps of sigmas; {MAX_STEPS} are allowed")
+    levels = tuple(map(_real, given.sigmas))
+    samplers.check_sigmas(levels)
+    if not all(sigma == 0 or 2**-16 <= sigma <= 2**16 for sigma in levels):
+        raise InvalidRequest("every sigma must be 0 or from 2⁻¹⁶ (0.0000153) to 2¹⁶ (65536)")
+    if any(b > a * (1 - schedules.CLOSEST) for a, b in pairwise(levels)):
+        raise InvalidRequest("neighbouring sigmas must be a millionth apart or more")
+    return CUSTOM, levels
 
 
-def _named(name: str, value: object) -> Mapping[str, Any]:
+def _discard(value: object, sampler: samplers.Sampler) -> bool:
+    if value is None:
+        return sampler.drops_penultimate
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"discard_penultimate is {value!r}; it must be True, False or None")
+    return value
+
+
+def _named(name: str, value: object) -> dict[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise InvalidRequest(f"{name} is {value!r}; it must be values by name, as {{'eta': 0.5}}")
-    return value
+    return dict(value)
 
 
 def _tuple(name: str, value: object) -> tuple[Any, ...]:

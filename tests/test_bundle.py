@@ -63,6 +63,9 @@ def change(copied: Path, edit: Callable[[dict[str, Any]], object]) -> None:
         (lambda raw: raw["sizes"].update(width=130), "default size"),
         (lambda raw: raw["sizes"].update(multiple=0), "not positive"),
         (lambda raw: raw["betas"].update(start=-1.0), "betas"),
+        (lambda raw: raw["betas"].update(start=0.5, end=0.99), "some signal"),
+        (lambda raw: raw["betas"].update(name="cosine"), "'cosine' is unknown"),
+        (lambda raw: raw["betas"].update(zero_terminal_snr=1), "zero_terminal_snr is int"),
         (lambda raw: raw.update(prediction="flow"), "epsilon, v_prediction"),
         (lambda raw: raw["networks"].pop("unet"), "lacks unet"),
         (lambda raw: raw["networks"]["unet"].update(file="other.onnx"), "files lacks"),
@@ -111,3 +114,9 @@ def test_a_link_out_of_the_folder_is_refused(copied: Path, tmp_path: Path) -> No
     (copied / "unet.onnx").symlink_to(outside)
     with pytest.raises(BundleError, match="leads out of its folder"):
         bundle.load(copied)
+
+
+def test_zero_terminal_snr_reaches_the_noise_levels(copied: Path) -> None:
+    change(copied, lambda raw: raw["betas"].update(zero_terminal_snr=True))
+    found = bundle.noise_schedule(bundle.load(copied).manifest.betas)
+    assert found.sigma_max == pytest.approx(4518.76, abs=0.005)

@@ -121,7 +121,7 @@ WRONG = {
     "sigmas and steps": (["generate", "x", "--sigmas", "5,1,0", "--steps", "3"], "leave out steps"),
     "noise beyond its path": (
         ["generate", "x", "--sampler", "dpmpp_sde", "--sigmas", "5,1,0.00000001,0"],
-        "choose other sigmas",
+        "0 or from",
     ),
     "program of nothing": (["samplers", "--show", "dpm"], "sampler 'dpm' is unknown"),
     "negative seed": (["generate", "x", "--seed=-1"], "seed is -1"),
@@ -214,7 +214,9 @@ def refused(constant: str) -> None:
 def test_samplers_lists_them() -> None:
     found = json.loads(sdfast("samplers", "--json").stdout, parse_constant=refused)
     assert {"dpmpp_2m", "euler"} <= {row["name"] for row in found["samplers"]}
-    assert "karras" in found["schedules"]
+    rho = next(row for row in found["schedules"] if row["name"] == "karras")["parameters"]
+    assert rho == {"rho": 7.0}
+    assert "rho=7.0: a number from" in sdfast("samplers").stdout
     assert "dpmpp_2m" in sdfast("samplers").stdout
 
 
@@ -240,6 +242,32 @@ def test_parameters_and_sigmas_reach_the_picture_and_are_repeated(tmp_path: Path
     pixels = [Image.open(file).tobytes() for file in (first, again, plain)]
     assert pixels[0] == pixels[1] != pixels[2]
     assert "eta: 0.5" in Image.open(first).info["parameters"]
+
+
+def test_options_given_beside_from_win_over_all_that_hangs_on_them(tmp_path: Path) -> None:
+    levels, eta = tmp_path / "levels.png", tmp_path / "eta.png"
+    base = ("generate", "a red star", "--seed", "0", "--sampler", "ddim")
+    assert sdfast(*base, "--sigmas", "5,1,0", "--out", levels).returncode == 0
+    own = ("--sampler-parameter", "eta=0.5", "--schedule-parameter", "rho=5", "--steps", "2")
+    assert sdfast(*base, *own, "--out", eta).returncode == 0
+    for picture, *words in (
+        (levels, "--steps", "3"),
+        (levels, "--schedule", "normal"),
+        (levels, "--sigmas", "7,3,1,0"),
+        (eta, "--sampler", "euler"),
+        (eta, "--schedule", "normal"),
+        (eta, "--sigmas", "5,1,0"),
+    ):
+        done = sdfast("generate", "--from", picture, *words, "--out", tmp_path / "again.png")
+        assert done.returncode == 0, (words, done.stderr)
+
+
+def test_a_sampler_shows_the_levels_that_a_request_visits() -> None:
+    sigmas = json.loads(sdfast("samplers", "--show", "uni_pc", "--steps", "3", "--json").stdout)[
+        "sigmas"
+    ]
+    longer = schedules.sigmas("karras", 4, NoiseSchedule.from_betas(*SD))
+    assert sigmas == [*longer[:3], 0.0]
 
 
 def test_doctor_says_what_is_usable() -> None:

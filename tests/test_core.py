@@ -3,6 +3,8 @@ largest term."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -175,7 +177,6 @@ WHOLE = tensor(3, 4)
         (lambda: _core.combine(tensor(4), [], []), "at least one"),
         (lambda: _core.combine(tensor(4), [1.0, 2.0], [tensor(4)]), "one coefficient"),
         (lambda: _core.combine(tensor(4), [1.0], [tensor(5)]), "one shape"),
-        (lambda: _core.combine(tensor(4), [1.0], [None]), "None"),  # type: ignore[list-item]
         (lambda: _core.combine(tensor(4), [1.0], [tensor(4, dtype="i32")]), "f32"),
         (lambda: _core.combine(WHOLE.rows(0, 2), [1.0], [WHOLE.rows(1, 3)]), "lie apart"),
         (lambda: _core.prepare(tensor(3, 4), tensor(3), tensor(1, 4), 1.0, 1.0), "twice"),
@@ -208,3 +209,26 @@ WHOLE = tensor(3, 4)
 def test_wrong_tensors_are_refused_at_the_border(call: object, word: str) -> None:
     with pytest.raises(ValueError, match=word):
         call()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("source", [None, 3, np.zeros(4, np.float32)])
+def test_a_source_that_is_no_tensor_is_refused(source: object) -> None:
+    with pytest.raises(TypeError, match="must be a Tensor"):
+        _core.combine(tensor(4), [1.0], [source])  # type: ignore[list-item]
+
+
+def test_sources_may_be_made_as_they_are_asked_for() -> None:
+    rows = Tensor.from_dlpack(np.arange(12, dtype=np.float32).reshape(3, 4))
+
+    class Made(Sequence[Tensor]):
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, k: int) -> Tensor:  # type: ignore[override]
+            if k >= 3:
+                raise IndexError
+            return rows.rows(k, k + 1)
+
+    out = tensor(1, 4)
+    _core.combine(out, [1.0, 1.0, 1.0], Made())
+    assert np.asarray(out).tolist() == [[12, 15, 18, 21]]

@@ -8,8 +8,10 @@ import torch
 from PIL import Image, ImageChops
 
 import sdfast
-from sdfast import pipeline, samplers, schedules
+from sdfast import pipeline, program, samplers, schedules
 from sdfast.errors import BackendUnavailable, Cancelled, InvalidRequest
+from sdfast.ranges import Range
+from sdfast.request import Request, resolve
 from sdfast.schedules import NoiseSchedule
 
 PROMPT = "a large red circle on a blue background"
@@ -67,9 +69,45 @@ def test_a_sampler_that_depends_on_data_counts_without_knowing_the_end(
     demo: sdfast.Pipeline,
 ) -> None:
     seen: list[tuple[int, int | None]] = []
-    demo(PROMPT, seed=3, sampler="dpm_adaptive", callback=lambda *at: seen.append(at))
+    demo(PROMPT, seed=3, count=2, sampler="dpm_adaptive", callback=lambda *at: seen.append(at))
     assert [done for done, _ in seen] == list(range(1, len(seen) + 1))
     assert {of for _, of in seen} == {None}
+
+
+def test_levels_too_uneven_for_a_sampler_are_refused(demo: sdfast.Pipeline) -> None:
+    with pytest.raises(InvalidRequest, match="lms cannot follow"):
+        demo(
+            PROMPT,
+            steps=20,
+            sampler="lms",
+            schedule="polyexponential",
+            schedule_parameters={"rho": 20.0},
+        )
+
+
+ENDS = {"karras": "rho", "polyexponential": "rho", "beta": "alpha", "linear_quadratic": "threshold"}
+
+
+@pytest.mark.parametrize("sampler", [n for n in samplers.names() if samplers.get(n).static])
+@pytest.mark.parametrize("schedule", schedules.names())
+@pytest.mark.parametrize("steps", [1, 2, 20, 100])
+def test_every_run_has_sane_coefficients_or_is_refused(
+    demo: sdfast.Pipeline, sampler: str, schedule: str, steps: int
+) -> None:
+    allowed = schedules.ranges(schedule).get(ENDS.get(schedule, ""))
+    ends = [allowed.low, allowed.high] if isinstance(allowed, Range) else []
+    for own in [{}, *({ENDS[schedule]: end} for end in ends)]:
+        asked = Request(
+            "x", sampler=sampler, schedule=schedule, steps=steps, schedule_parameters=own
+        )
+        resolved = resolve(asked, demo.bundle)
+        traced = program.trace(sampler, resolved.sigmas)
+        if traced.largest_coefficient < 1e6:
+            assert pipeline._traced(resolved) == traced
+        else:
+            assert own, "never at the defaults"
+            with pytest.raises(InvalidRequest, match="cannot follow"):
+                pipeline._traced(resolved)
 
 
 def test_a_path_of_noise_leads_more_steps_to_about_the_same_picture(

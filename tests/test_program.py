@@ -1,18 +1,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdfast import program, samplers
 from sdfast.errors import InvalidProgram, InvalidRequest, UnknownSampler
 from sdfast.program import Combine, Eval, Noise, Program
+from sdfast.ranges import Choice, Flag, Listed
 from sdfast.samplers import registry
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -22,10 +23,15 @@ def model(x: Array, sigma: float) -> Array:
     return np.tanh(x / (1 + sigma)) * 0.8
 
 
-def draws() -> Iterator[Array]:
+def stream(kind: str) -> Callable[[float, float], Array]:
+    """noise(σ, σ′): one draw after the other, or a function of the levels where it is brownian."""
     rng = np.random.default_rng(5)
-    while True:
-        yield rng.standard_normal((1, 4, 3, 3))
+
+    def draw(sigma: float, sigma_next: float) -> Array:
+        own = np.random.default_rng([int(sigma * 1e6), int(sigma_next * 1e6)])
+        return (own if kind == "brownian" else rng).standard_normal((1, 4, 3, 3))
+
+    return draw
 
 
 def interpret(traced: Program, x: Array) -> Array:
@@ -33,7 +39,7 @@ def interpret(traced: Program, x: Array) -> Array:
     never written shows."""
     slots = [np.full_like(x, np.nan) for _ in range(traced.slots)]
     slots[0] = x
-    noise = draws()
+    noise = stream(traced.noise)
     for instruction in traced.instructions:
         if isinstance(instruction, Eval):
             assert instruction.out != instruction.x
@@ -41,7 +47,7 @@ def interpret(traced: Program, x: Array) -> Array:
         elif isinstance(instruction, Combine):
             slots[instruction.out] = sum(c * slots[slot] for c, slot in instruction.terms)
         else:
-            slots[instruction.out] = next(noise)
+            slots[instruction.out] = noise(instruction.sigma, instruction.sigma_next)
     return slots[traced.result]
 
 
@@ -61,9 +67,8 @@ STATIC = [name for name in samplers.names() if samplers.get(name).static]
 @given(sigmas=levels)
 def test_a_program_does_what_its_function_does(name: str, sigmas: tuple[float, ...]) -> None:
     x = np.random.default_rng(1).standard_normal((1, 4, 3, 3)) * sigmas[0]
-    noise = draws()
     sampler = samplers.get(name)
-    expected = sampler.sample(model, x, sigmas, lambda a, b: next(noise))
+    expected = sampler.sample(model, x, sigmas, stream(sampler.noise))
     traced = program.trace(name, sigmas)
     # Sums in another order: rounding of float64, relative to the largest coefficients and values on
     # the way. Divided by steps of a thousandth and less, differences lose digits.
@@ -71,6 +76,48 @@ def test_a_program_does_what_its_function_does(name: str, sigmas: tuple[float, .
     largest = max(10 * sigmas[0], np.abs(expected).max())
     assert np.abs(interpret(traced, x) - expected).max() <= 1e-13 * max(width, 100) * largest
     assert traced.evaluations == sampler.evaluations(len(sigmas) - 1)
+
+
+def drawn_from(allowed: Any, default: Any) -> st.SearchStrategy[Any]:
+    """Values of a parameter: its ends, its default, and between."""
+    if isinstance(allowed, Choice):
+        return st.sampled_from(allowed.words)
+    if isinstance(allowed, Flag):
+        return st.booleans()
+    if isinstance(allowed, Listed):
+        return st.just(default)
+    if allowed.whole:
+        return st.integers(int(allowed.low), int(allowed.high))
+    high = min(allowed.high, 20.0)
+    return st.sampled_from([allowed.low, default, high]) | st.floats(allowed.low, high)
+
+
+@st.composite
+def own_parameters(draw: st.DrawFn, name: str) -> dict[str, Any]:
+    sampler = samplers.get(name)
+    return {
+        parameter: draw(drawn_from(sampler.ranges[parameter], default))
+        for parameter, default in sampler.parameters.items()
+    }
+
+
+@pytest.mark.parametrize("name", STATIC)
+@given(data=st.data())
+@settings(max_examples=25)
+def test_a_program_does_what_its_function_does_at_any_parameters(
+    name: str, data: st.DataObject
+) -> None:
+    parameters = data.draw(own_parameters(name))
+    sigmas = (14.6, 7.0, 3.0, 1.5, 0.7, 0.2, 0.05, 0.0)
+    x = np.random.default_rng(1).standard_normal((1, 4, 3, 3)) * sigmas[0]
+    sampler = samplers.get(name)
+    noise = stream(sampler.noise_kind(parameters))
+    expected = sampler.sample(model, x, sigmas, noise, **parameters)
+    traced = program.trace(name, sigmas, **parameters)
+    assert np.isfinite(expected).all()
+    got = interpret(traced, x)
+    # ttm divides by a delta that may be a millionth.
+    assert np.abs(got - expected).max() <= 1e-8 * max(100, np.abs(expected).max())
 
 
 SIGMAS = (14.6, 7.0, 2.0, 0.5, 0.03, 0.0)
@@ -86,6 +133,11 @@ SIGMAS = (14.6, 7.0, 2.0, 0.5, 0.03, 0.0)
         ("heun", {}, 4),  # x, D, the point ahead, its D
         ("lms", {}, 5),  # x, D, three slopes
         ("lms", {"order": 2}, 3),
+        ("uni_pc", {}, 6),  # x, base, the newest D, three D before
+        ("dpm_fast", {}, 4),
+        ("pndm", {}, 8),  # x, its four slopes and two before, D
+        ("deis", {}, 4),
+        ("heunpp2", {}, 5),
         ("clyb_4m_sde_momentumized", {}, 6),  # x, noise, four D
     ],
 )
@@ -98,6 +150,17 @@ def test_slots_are_as_few_as_the_method_needs(
 def test_a_step_of_a_multistep_method_is_one_call_and_one_pass() -> None:
     kinds = [type(i) for i in program.trace("dpmpp_2m", SIGMAS).instructions]
     assert kinds == [Eval, Combine] * 4 + [Eval]  # the last step ends at D itself
+
+
+def test_draws_that_nothing_reads_are_left_out_where_none_follows() -> None:
+    still = program.trace("dpm_2_ancestral", SIGMAS, eta=0.0)
+    assert not any(isinstance(i, Noise) for i in still.instructions)
+    path = program.trace("dpmpp_sde", SIGMAS, s_noise=0.0)
+    assert not any(isinstance(i, Noise) for i in path.instructions)
+    # The second draw of a dancing step is read, so the first moves the stream on.
+    dancing = program.trace("euler_ancestral_dancing", SIGMAS)
+    kinds = [type(i) for i in dancing.instructions[:4]]
+    assert kinds.count(Noise) == 2
 
 
 def test_draws_keep_their_order_and_intervals() -> None:
@@ -189,6 +252,14 @@ def test_a_program_survives_json(name: str) -> None:
     ("change", "word"),
     [
         ({"slots": 1}, "outside"),
+        ({"slots": 0}, "slots"),
+        ({"slots": 10**9}, "slots"),
+        ({"slots": "2"}, "whole number"),
+        ({"slots": float("inf")}, "whole number"),
+        ({"result": 0.7}, "whole number"),
+        ({"noise": "nope"}, "use gaussian"),
+        ({"version": 2}, "version 2"),
+        ({"sigmas": [10**400]}, "not a program"),
         ({"result": 5}, "result"),
         ({"instructions": [["eval", 0, 0, 1.0]]}, "into itself"),
         ({"instructions": [["combine", 0, [[1.0, 1]]]]}, "before"),
@@ -209,7 +280,7 @@ def test_a_program_that_cannot_run_is_refused(change: dict[str, Any], word: str)
         Program.from_json(json.dumps(record))
 
 
-@pytest.mark.parametrize("text", ["", "[]", "null", "{", "7"])
+@pytest.mark.parametrize("text", ["", "[]", "null", "{", "7", "[" * 100_000])
 def test_text_that_is_no_program_is_refused(text: str) -> None:
     with pytest.raises(InvalidProgram, match="to_json"):
         Program.from_json(text)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -79,11 +80,35 @@ def test_the_run_visits_the_levels_of_the_schedule(demo: Bundle) -> None:
     assert resolve(own, demo).sigmas == schedules.sigmas("karras", 7, ns, rho=5.0)
 
 
+def test_a_label_with_a_schedule_brings_it(demo: Bundle) -> None:
+    found = resolve(Request("x", sampler="DPM++ 2M SDE Exponential"), demo)
+    assert (found.sampler, found.schedule) == ("dpmpp_2m_sde", "exponential")
+    other = resolve(Request("x", sampler="DPM++ 2M Karras", schedule="normal"), demo)
+    assert other.schedule == "normal"
+
+
+def test_parameters_at_their_defaults_are_not_carried(demo: Bundle) -> None:
+    given = {"eta": 0.5, "s_noise": 1.0}
+    found = resolve(Request("x", sampler="euler_ancestral", sampler_parameters=given), demo)
+    assert found.as_request().sampler_parameters == {"eta": 0.5}
+    proxy = Request("x", sampler="ddim", sampler_parameters=MappingProxyType({"eta": 0.5}))
+    assert resolve(proxy, demo).as_request().sampler_parameters == {"eta": 0.5}
+
+
+def test_a_parameter_of_a_sampler_is_told_its_place() -> None:
+    with pytest.raises(InvalidRequest, match="'eta': samplers' own go into sampler_parameters"):
+        Request.from_dict({"prompt": "x", "eta": 0.5})
+
+
 def test_where_a_sampler_wants_it_the_smallest_level_is_left_out(demo: Bundle) -> None:
     ns = noise_schedule(demo.manifest.betas)
     longer = schedules.sigmas("karras", 8, ns)
     found = resolve(Request("x", sampler="uni_pc", schedule="karras", steps=7), demo)
     assert found.sigmas == (*longer[:7], 0.0)
+    for sampler, discard, kept in (("uni_pc", False, True), ("euler", True, False)):
+        own = Request("x", sampler=sampler, schedule="karras", steps=7, discard_penultimate=discard)
+        expected = schedules.sigmas("karras", 7, ns) if kept else (*longer[:7], 0.0)
+        assert resolve(own, demo).sigmas == expected
     most = resolve(Request("x", sampler="uni_pc", schedule="normal", steps=1000), demo)
     assert len(most.sigmas) == 1001  # there is no longer schedule to leave one out of
     given = (5.0, 1.0, 0.1, 0.0)
@@ -104,7 +129,11 @@ def test_where_a_sampler_wants_it_the_smallest_level_is_left_out(demo: Bundle) -
         ({"sigmas": (1.0, 2.0)}, InvalidRequest, "descend"),
         ({"sigmas": (math.nan, 0.0)}, InvalidRequest, "finite"),
         ({"sigmas": ("a", 0)}, InvalidRequest, "finite"),
-        ({"sigmas": tuple(range(2000, -1, -1))}, InvalidRequest, "from 1 to 1000"),
+        ({"sigmas": tuple(range(2000, -1, -1))}, InvalidRequest, "2000 steps of sigmas"),
+        ({"sigmas": (1e30, 1.0, 0.0)}, InvalidRequest, "65536"),
+        ({"sigmas": (1.0, 1e-9, 0.0)}, InvalidRequest, "65536"),
+        ({"sigmas": (1.0, 1.0 - 1e-9, 0.0)}, InvalidRequest, "a millionth apart"),
+        ({"discard_penultimate": 1}, InvalidRequest, "True, False or None"),
         ({"sigmas": (1.0, 0.0), "steps": 5}, InvalidRequest, "leave out steps"),
         ({"sigmas": (1.0, 0.0), "schedule": "karras"}, InvalidRequest, "leave out steps"),
         ({"schedule": "custom"}, UnknownSchedule, "custom"),

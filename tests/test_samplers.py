@@ -3,6 +3,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from sdfast import samplers
-from sdfast.errors import InvalidRequest, UnknownSampler
+from sdfast.errors import EngineError, InvalidRequest, UnknownSampler
 
 DATA = Path(__file__).parent / "data"
 REFERENCE = json.loads((DATA / "samplers.json").read_text())
@@ -96,7 +97,48 @@ def run(name: str, **parameters: Any) -> Any:
 def test_ddim_is_euler_at_eta_0_and_ancestral_above() -> None:
     assert np.array_equal(run("ddim"), run("euler"))
     assert np.array_equal(run("ddim", eta=0.7), run("euler_ancestral", eta=0.7))
+
+
+def test_lcm_custom_noise_is_lcm() -> None:
     assert np.array_equal(run("lcm_custom_noise", noise_kind="perlin"), run("lcm"))
+    assert samplers.get("lcm_custom_noise").noise_kind({"noise_kind": "perlin"}) == "perlin"
+
+
+def test_a_schedule_at_the_end_of_a_label_is_left_out() -> None:
+    assert samplers.get("DPM++ 2M SDE Exponential").name == "dpmpp_2m_sde"
+    assert samplers.labelled_schedule("DPM2 a Karras") == "karras"
+    assert samplers.labelled_schedule("DPM2 a") is None
+
+
+@pytest.mark.parametrize("modulation", ["none", "intensity", "frequency", "spectral_signum"])
+@pytest.mark.parametrize("quiet", ["eta", "s_noise"])
+def test_supreme_without_noise_has_none_to_modulate(modulation: str, quiet: str) -> None:
+    still = run("supreme", noise_modulation=modulation, **{quiet: 0.0})
+    assert np.isfinite(still).all()
+    if quiet == "eta":
+        assert np.array_equal(still, run("supreme", noise_modulation="none", eta=0.0))
+
+
+def test_dpm_adaptive_needs_noise_only_where_it_has_some() -> None:
+    sampler = samplers.get("dpm_adaptive")
+    x = ARRAYS["x"] * SIGMAS[0]
+    assert np.array_equal(sampler.sample(Mixture(), x, SIGMAS), run("dpm_adaptive"))
+    with pytest.raises(ValueError, match="pass noise"):
+        sampler.sample(Mixture(), x, SIGMAS, eta=0.5)
+
+
+def test_dpm_adaptive_ends_where_the_network_fails_or_leads_nowhere() -> None:
+    sampler = samplers.get("dpm_adaptive")
+    with pytest.raises(EngineError, match="not a finite number"):
+        sampler.sample(lambda x, sigma: x * math.nan, ARRAYS["x"], SIGMAS)
+    with pytest.raises(EngineError, match="1000 attempts"):
+        sampler.sample(Mixture(), ARRAYS["x"], SIGMAS, h_init=0.001, icoeff=0.0)
+
+
+@pytest.mark.parametrize("middles", [(20.0,), (1.0,)])
+def test_a_middle_outside_its_step_is_refused(middles: tuple[float, ...]) -> None:
+    with pytest.raises(InvalidRequest, match="outside its step"):
+        run("pndm", middles=middles)
 
 
 # Supreme enhances what the network says, and so ends elsewhere.
@@ -245,7 +287,9 @@ def test_every_sampler_says_what_it_is(name: str) -> None:
     words = " ".join((inspect.getdoc(sampler.function) or "").split())
     assert "Choose it" in words or "usual best choice" in words
     assert "noise" in words or "draw" in words
-    assert sampler.paper.startswith(("arXiv:", "none: "))
+    assert re.search(r"\b[oO]rder\b", words)
+    assert "evaluation" in words or "calls" in words
+    assert sampler.paper.startswith("arXiv:") or sampler.paper.endswith(", no paper")
     assert set(sampler.parameters) == set(sampler.ranges)
 
 

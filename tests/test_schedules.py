@@ -282,12 +282,13 @@ def test_betas_are_those_of_diffusers(name: str) -> None:
     assert ours.sigmas == pytest.approx(of(scheduler).sigmas, rel=1e-3)
 
 
+@pytest.mark.parametrize("name", ["linear", "scaled_linear"])
 @pytest.mark.parametrize(
     ("start", "end"), [(0.0, 0.02), (-0.1, 0.02), (0.1, 1.0), (0.9, 0.99), (math.nan, 0.02)]
 )
-def test_betas_that_leave_no_signal_are_refused(start: float, end: float) -> None:
+def test_betas_that_leave_no_signal_are_refused(name: str, start: float, end: float) -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
-        NoiseSchedule.from_betas("linear", start, end, 1000)
+        NoiseSchedule.from_betas(name, start, end, 1000)
 
 
 def test_the_penultimate_sigma_is_discarded_and_the_zero_kept() -> None:

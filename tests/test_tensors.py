@@ -113,3 +113,9 @@ def test_a_read_only_array_is_refused() -> None:
 def test_a_tensor_that_was_never_made_has_no_bytes_to_show() -> None:
     with pytest.raises(BufferError, match="no memory"):
         memoryview(Tensor.__new__(Tensor))
+
+
+def test_memory_that_is_not_aligned_is_refused() -> None:
+    array = np.frombuffer(bytearray(257), np.uint8)[1:].view(np.float32)
+    with pytest.raises(ValueError, match="aligned"):
+        Tensor.from_dlpack(array)

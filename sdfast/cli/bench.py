@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from ..errors import BackendUnavailable, InvalidRequest
-from .output import check_out
 
 
 @click.group()
@@ -67,7 +66,6 @@ def bench_samplers(out: Path, **options: Any) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
-    check_out(out, several=True)
     command = shlex.join(["sdfast", *sys.argv[1:]])
     plan = benchmark.plan(benchmark.Options(**options), out, command)
     click.echo(

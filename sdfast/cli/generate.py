@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import __version__
-from ..errors import InvalidRequest
-from .output import check_out
+from ..errors import InvalidRequest, OutputError
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline, Result
@@ -53,6 +52,11 @@ if TYPE_CHECKING:
     metavar="A,B,…",
     callback=lambda _context, option, text: _numbers(option, text),
     help="Noise levels to visit in place of a schedule's, such as 14.6,3,0.5,0.",
+)
+@click.option(
+    "--discard-penultimate/--keep-penultimate",
+    default=None,
+    help="Whether to leave out the schedule's smallest level. [as the sampler wants]",
 )
 @click.option("--guidance", type=float, help="Scale of classifier-free guidance; 1: none.")
 @click.option("--guidance-rescale", type=float, help="Part of its contrast to take back, 0…1. [0]")
@@ -107,7 +111,7 @@ def generate(
     if form not in images.FORMATS:
         raise InvalidRequest(f"format {form!r} is unknown; use one of {', '.join(images.FORMATS)}")
     several = len(requests) > 1 or requests[0].count > 1
-    check_out(out, several)
+    _check_out(out, several)
     from ..pipeline import load
 
     pipe = load(bundle or "demo", backend=backend, threads=threads)
@@ -130,37 +134,56 @@ def _numbers(option: click.Parameter, text: str | None) -> tuple[float, ...] | N
 
 
 def _by_name(texts: tuple[str, ...]) -> dict[str, Any] | None:
-    """NAME=VALUE, each value a number where it reads as one, several numbers where commas are."""
+    """NAME=VALUE, each value a number, true or false where it reads as one, a tuple where commas
+    are (one number as `5,`)."""
     values: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not (name and equals and value):
             raise InvalidRequest(f"parameter {text!r} must be NAME=VALUE, such as eta=0.5")
+        if name.strip() in values:
+            raise InvalidRequest(f"parameter {name.strip()} is given twice: once is enough")
         values[name.strip()] = _value(value.strip())
     return values or None
 
 
 def _value(text: str) -> Any:
     if "," in text:
-        return tuple(_value(part) for part in text.split(","))
+        return tuple(_value(part) for part in text.split(",") if part)
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
     for kind in (int, float):
         with suppress(ValueError):
             return kind(text)
     return text
 
 
+# What an option takes the place of in a request that is repeated.
+_REPLACED = {
+    "sampler": ("sampler_parameters", "discard_penultimate"),
+    "steps": ("sigmas",),
+    "schedule": ("schedule_parameters", "sigmas"),
+    "sigmas": ("steps", "schedule", "schedule_parameters"),
+}
+
+
 def _requests(
     prompt: str | None, prompts: Path | None, source: Path | None, given: dict[str, Any]
 ) -> list[Request]:
     from ..images import read_request
-    from ..request import Request
+    from ..request import CUSTOM, Request
 
     if sum(part is not None for part in (prompt, prompts, source)) != 1:
         raise InvalidRequest(
             "say what to draw with one of PROMPT, --prompts FILE or --from PICTURE"
         )
     if source is not None:
-        return [Request.from_dict({**read_request(source)[0].to_dict(), **given})]
+        carried = read_request(source)[0].to_dict()
+        for name in [own for new, gone in _REPLACED.items() if new in given for own in gone]:
+            carried.pop(name, None)
+        if "sigmas" not in carried and carried.get("schedule") == CUSTOM:
+            del carried["schedule"]
+        return [Request.from_dict({**carried, **given})]
     texts = [prompt] if prompt is not None else _lines(prompts or Path())
     return [Request.from_dict({"prompt": text, **given}) for text in texts]
 
@@ -174,6 +197,23 @@ def _lines(file: Path) -> list[str]:
     if not texts:
         raise InvalidRequest(f"{file} holds no prompt: write one on each line")
     return texts
+
+
+def _check_out(out: Path, several: bool) -> None:
+    """Before anything is drawn: whether the pictures will have a place."""
+    folder = out.parent if out.suffix else out
+    if out.suffix and several:
+        raise OutputError(f"--out {out} is one file, and there are several pictures: give a folder")
+    if out.suffix and out.is_dir():
+        raise OutputError(
+            f"--out {out} is a folder: give it without a suffix, or name a file in it"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"folder {folder} cannot be made ({error.strerror}): choose another --out"
+        ) from error
 
 
 def _write(result: Result, pipe: Pipeline, out: Path, form: str) -> list[Path]:

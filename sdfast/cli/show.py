@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from ..ranges import Allowed
 
 
 @click.command()
@@ -83,15 +88,26 @@ def _list(as_json: bool) -> None:
             }
             for s in found
         ]
-        click.echo(json.dumps({"samplers": rows, "schedules": schedules.names()}, indent=2))
+        listed = [
+            {"name": n, "aliases": schedules.aliases(n), "parameters": schedules.parameters(n)}
+            for n in schedules.names()
+        ]
+        click.echo(json.dumps({"samplers": rows, "schedules": listed}, indent=2))
         return
     for s in found:
         click.echo(f"{click.style(s.name, bold=True)} ({', '.join(s.aliases)})")
-        click.echo(f"    {s.doc} {s.paper}")
-        if s.parameters:
-            values = ", ".join(f"{name}={default}" for name, default in s.parameters.items())
-            click.echo(f"    parameters: {values}")
-    click.echo(f"\n{click.style('schedules', bold=True)}: {', '.join(schedules.names())}")
+        click.echo(f"    {s.doc} ({s.paper})")
+        _parameters(s.parameters, s.ranges)
+    click.echo(f"\n{click.style('schedules', bold=True)}")
+    for name in schedules.names():
+        also = f" ({', '.join(schedules.aliases(name))})" if schedules.aliases(name) else ""
+        click.echo(f"{click.style(name, bold=True)}{also}")
+        _parameters(schedules.parameters(name), schedules.ranges(name))
+
+
+def _parameters(defaults: Mapping[str, Any], ranges: Mapping[str, Allowed]) -> None:
+    for name, default in defaults.items():
+        click.echo(f"      {name}={default}: {ranges[name]}")
 
 
 # The trained levels of Stable Diffusion, and the latent of its 512 × 512 pictures in float32.
@@ -102,13 +118,15 @@ _LATENT_BYTES = 4 * 64 * 64 * 4
 def _show(name: str, steps: int, schedule: str, as_json: bool) -> None:
     from .. import program, schedules
     from .. import samplers as library
+    from ..request import visited
 
     sampler = library.get(name)
     if not sampler.static:
         raise InvalidRequest(
             f"sampler {sampler.name} has no program: what it does next depends on the picture"
         )
-    sigmas = schedules.sigmas(schedule, steps, schedules.NoiseSchedule.from_betas(*_BETAS))
+    ns = schedules.NoiseSchedule.from_betas(*_BETAS)
+    sigmas = visited(schedule, steps, ns, sampler.drops_penultimate)
     traced = program.trace(sampler.name, sigmas)
     if as_json:
         click.echo(traced.to_json())

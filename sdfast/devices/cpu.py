@@ -147,8 +147,8 @@ class HostRun:
         import numpy as np
 
         x, denoised, drawn = (np.asarray(t) for t in (self.x, self._denoised, self._drawn))
-        steps = len(self._sigmas) - 1
-        evaluations = None if self._parameters else self._sampler.evaluations(steps)
+        known = not self._parameters and self._sigmas[-1] == 0
+        evaluations = self._sampler.evaluations(len(self._sigmas) - 1) if known else None
         done = 0
 
         def model(latent: Any, sigma: float) -> Any:

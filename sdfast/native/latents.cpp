@@ -21,6 +21,11 @@ FOR_EVERY_CPU void scale_into(float* __restrict out, const float* __restrict in,
     for (std::int64_t k = 0; k < n; ++k) out[k] = factor * in[k];
 }
 
+FOR_EVERY_CPU void scale_into_both(float* __restrict first, float* __restrict second, const float* __restrict in,
+                                   float factor, std::int64_t n) {
+    for (std::int64_t k = 0; k < n; ++k) first[k] = second[k] = factor * in[k];
+}
+
 // out = Σ cₖ · sourceₖ: every latent is read once and out written once. out may be a source, which
 // element by element does no harm.
 template <std::size_t terms>
@@ -109,8 +114,11 @@ void prepare(const Tensor& latent, const Tensor& timestep, const Tensor& x, doub
     float* times = floats(timestep, "timestep");
     const float* in = floats(x, "x");
     if (timestep.count() != latent.shape[0]) throw std::invalid_argument("timestep must have one value for each row of latent");
-    for (std::int64_t row = 0; row < rows; ++row)
-        scale_into(out + row * n, in, static_cast<float>(input_scale(sigma)), n);
+    const float factor = static_cast<float>(input_scale(sigma));
+    if (rows == 1)
+        scale_into(out, in, factor, n);
+    else
+        scale_into_both(out, out + n, in, factor, n);
     std::fill_n(times, timestep.count(), static_cast<float>(t));
 }
 
@@ -136,15 +144,21 @@ void guide_into(const Tensor& denoised, const Tensor& predicted, const Tensor& x
     }
 }
 
-void combine(const Tensor& out, const std::vector<double>& coefficients, const std::vector<const Tensor*>& sources) {
+void combine(const Tensor& out, const std::vector<double>& coefficients, const nb::sequence& given) {
+    const nb::tuple kept(given);  // holds every source while the pass runs
+    std::vector<const Tensor*> sources;
+    for (const nb::handle source : kept) {
+        if (!nb::isinstance<Tensor>(source)) throw nb::type_error("every source must be a Tensor");
+        sources.push_back(&nb::cast<const Tensor&>(source));
+    }
     if (sources.empty() || sources.size() != coefficients.size())
         throw std::invalid_argument("combine needs one coefficient for each source, and at least one");
     float* target = floats(out, "out");
     for (const Tensor* source : sources) {
-        if (source == nullptr) throw std::invalid_argument("a source is None; every source must be a tensor");
         same_shape(out, *source, "out and every source");
         if (floats(*source, "a source") != target) apart(out, *source, "out and a source that is another tensor");
     }
+    const nb::gil_scoped_release unlocked;
     // In blocks that stay in the first cache level: the sum of the first terms when there are more than one pass takes.
     constexpr std::int64_t block = 4096;
     alignas(64) float sum[block];
@@ -175,7 +189,7 @@ void bind_latents(nb::module_& module) {
                nb::arg("guidance"), nb::arg("prediction"), nb::arg("rescale") = 0.0, nb::call_guard<nb::gil_scoped_release>(),
                "denoised [B, …] from the network's output [G·B, …] (unguided rows first) and x [B, …].");
     module.def("combine", &combine, nb::arg("out"), nb::arg("coefficients"), nb::arg("sources"),
-               nb::call_guard<nb::gil_scoped_release>(), "out = Σ cᵢ · sourceᵢ in one pass; out may be a source.");
+               "out = Σ cᵢ · sourceᵢ in one pass; out may be a source.");
 }
 
 }  // namespace sdfast

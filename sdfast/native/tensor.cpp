@@ -73,6 +73,8 @@ Tensor from_dlpack(nb::ndarray<nb::c_contig, nb::device::cpu> array) {
         std::vector<std::int64_t> shape;
         for (std::size_t k = 0; k < array.ndim(); ++k) shape.push_back(static_cast<std::int64_t>(array.shape(k)));
         void* data = array.data();
+        if (reinterpret_cast<std::uintptr_t>(data) % static_cast<std::uintptr_t>(known.size) != 0)
+            throw std::invalid_argument("the array's memory is not aligned to its type: copy it first");
         auto kept = std::shared_ptr<void>(new nb::ndarray<nb::c_contig, nb::device::cpu>(std::move(array)), [](void* p) {
             nb::gil_scoped_acquire gil;
             delete static_cast<nb::ndarray<nb::c_contig, nb::device::cpu>*>(p);

@@ -13,8 +13,8 @@ from __future__ import annotations
 from . import (
     ancestral,
     consistency,
-    dpm,
     dpm_solver,
+    dpmpp,
     euler,
     momentum,
     multistep,
@@ -23,18 +23,18 @@ from . import (
     taylor,
     unipc,
 )
-from .registry import NOISES, Sampler, check_sigmas, get, names, sampler
+from .registry import Sampler, check_sigmas, get, labelled_schedule, names, sampler
 
 __all__ = [
-    "NOISES",
     "Sampler",
     "ancestral",
     "check_sigmas",
     "consistency",
-    "dpm",
     "dpm_solver",
+    "dpmpp",
     "euler",
     "get",
+    "labelled_schedule",
     "momentum",
     "multistep",
     "names",

@@ -6,9 +6,9 @@ import math
 from itertools import pairwise
 from typing import Any
 
-from ..ranges import Allowed, Choice, Range
+from ..ranges import NOISES, Allowed, Choice, Range
 from .euler import derivative, transfer
-from .registry import NOISES, sampler
+from .registry import sampler
 
 ETA: dict[str, Allowed] = {"eta": Range(0, 10), "s_noise": Range(0, 10)}
 
@@ -56,7 +56,7 @@ def euler_ancestral(
 @sampler(
     "euler_ancestral_dancing",
     aliases=("SamplerEulerAncestralDancing_Experimental",),
-    paper="none: ComfyUI-Extra-Samplers",
+    paper="ComfyUI-Extra-Samplers, no paper",
     stochastic=True,
     ranges={
         **ETA,
@@ -100,7 +100,6 @@ def euler_ancestral_dancing(
     "dpm_2_ancestral",
     aliases=(
         "DPM2 a",
-        "DPM2 a Karras",
         "k_dpm_2_a",
         "k_dpm_2_ancestral",
         "sample_dpm_2_ancestral",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-from ..ranges import Choice
-from .registry import NOISES, sampler
+from ..ranges import NOISES, Choice
+from .registry import sampler
 
 
 @sampler(
@@ -18,8 +18,8 @@ from .registry import NOISES, sampler
 def lcm(model: Any, x: Any, sigmas: Any, noise: Any) -> Any:
     """Latent consistency sampling: the denoised, put back under fresh noise.
 
-    Luo et al. 2023, algorithm 2: one evaluation a step, one draw a step but the last. Choose it for
-    LCM-distilled models, 2 to 8 steps.
+    Luo et al. 2023, algorithm 2: of no order (it solves no equation), one evaluation a step, one
+    draw a step but the last. Choose it for LCM-distilled models, 2 to 8 steps.
     """
     for sigma, sigma_next in pairwise(sigmas):
         x = model(x, sigma)
@@ -40,6 +40,7 @@ def lcm_custom_noise(
 ) -> Any:
     """lcm with noise of another kind: pyramid noise for large shapes, perlin for soft ones.
 
-    One evaluation a step, one draw a step but the last. Choose it to play with an LCM's textures.
+    Of no order, one evaluation a step, one draw a step but the last. Choose it to play with an
+    LCM's textures.
     """
     return lcm(model, x, sigmas, noise)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ..errors import EngineError
 from ..ranges import Allowed, Range
-from .ancestral import ancestral_step
+from .ancestral import ETA, ancestral_step
 from .euler import derivative
-from .registry import sampler
+from .registry import no_noise, sampler
 
 
 def second_order(model: Any, x: Any, eps: Any, s: float, t: float, r1: float) -> tuple[Any, Any]:
@@ -20,7 +21,7 @@ def second_order(model: Any, x: Any, eps: Any, s: float, t: float, r1: float) ->
 
 
 def third_order(model: Any, x: Any, eps: Any, eps_1: Any, s: float, t: float) -> Any:
-    """DPM-Solver-3 from s to t; eps_1 is ε at a third of the way, as _second gives it."""
+    """DPM-Solver-3 from s to t; eps_1 is ε at a third of the way, as second_order gives it."""
     h, r1, r2 = math.log(s / t), 1 / 3, 2 / 3
     later = s * (t / s) ** r2
     bend = later * r2 / r1 * (math.expm1(r2 * h) / (r2 * h) - 1)
@@ -58,7 +59,7 @@ def _lowered(s: float, t: float, sigma_min: float, eta: float) -> tuple[float, f
     "dpm_fast",
     aliases=("DPM fast", "k_dpm_fast", "sample_dpm_fast"),
     paper="arXiv:2206.00927",
-    ranges={"eta": Range(0, 10), "s_noise": Range(0, 10)},
+    ranges=ETA,
 )
 def dpm_fast(
     model: Any, x: Any, sigmas: Any, noise: Any, eta: float = 0.0, s_noise: float = 1.0
@@ -98,17 +99,18 @@ def _error(low: Any, high: Any, previous: Any, atol: float, rtol: float) -> floa
     return math.sqrt(float(squares.mean()))
 
 
+ATTEMPTS = 1000  # a picture takes about 10
+
 CONTROL: dict[str, Allowed] = {
     "order": Range(2, 3, whole=True),
     "rtol": Range(1e-6, 1),
     "atol": Range(1e-6, 1),
-    "h_init": Range(1e-4, 10),
-    "pcoeff": Range(-10, 10),
-    "icoeff": Range(-10, 10),
-    "dcoeff": Range(-10, 10),
+    "h_init": Range(1e-3, 10),
+    "pcoeff": Range(0, 10),
+    "icoeff": Range(0, 10),
+    "dcoeff": Range(0, 10),
     "accept_safety": Range(0.01, 1),
-    "eta": Range(0, 10),
-    "s_noise": Range(0, 10),
+    **ETA,
 }
 
 
@@ -149,7 +151,9 @@ def dpm_adaptive(
     gains = (pcoeff + icoeff + dcoeff, -(pcoeff + 2 * dcoeff), dcoeff)
     errors: list[float] = []
     lam, lam_end, h, previous = -math.log(sigma_max), -math.log(sigma_min), h_init, x
-    while lam < lam_end - 1e-5:
+    for _ in range(ATTEMPTS):
+        if lam >= lam_end - 1e-5:
+            return x
         lam_next = min(lam_end, lam + h)
         s, t = math.exp(-lam), math.exp(-lam_next)
         lower, up = _lowered(s, t, sigma_min, eta)
@@ -160,12 +164,20 @@ def dpm_adaptive(
         else:
             low, eps_1 = second_order(model, x, eps, s, lower, 1 / 3)
             high = third_order(model, x, eps, eps_1, s, lower)
-        inverse = 1 / (_error(low, high, previous, atol, rtol) + 1e-8)
+        error = _error(low, high, previous, atol, rtol)
+        if not math.isfinite(error):
+            raise EngineError(f"at noise level {s:g} the network's answer is not a finite number")
+        inverse = 1 / (error + 1e-8)
         errors = [inverse, *(errors[1:] or [inverse, inverse])]
         factor = math.prod(e ** (p / divisor) for e, p in zip(errors, gains, strict=True))
         factor = 1 + math.atan(factor - 1)
         if factor >= accept_safety:
             errors = [errors[0], errors[0], errors[1]]
-            previous, x, lam = low, high + s_noise * up * noise(s, t), lam_next
+            previous, x, lam = low, high, lam_next
+            if eta > 0 or noise is not no_noise:  # k-diffusion draws at eta 0 too, to no end
+                x = x + s_noise * up * noise(s, t)
         h *= factor
-    return x
+    raise EngineError(
+        f"dpm_adaptive is not at its end after {ATTEMPTS} attempts: raise rtol or h_init, or "
+        "choose another sampler"
+    )

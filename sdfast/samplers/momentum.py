@@ -6,14 +6,14 @@ All three are of ComfyUI-Extra-Samplers; at momentum 0 they are ordinary solvers
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-from ..ranges import Allowed, Choice, Range
+from ..ranges import NOISES, Allowed, Choice, Range
 from .ancestral import ancestral_step
-from .dpm import SDE, differences3, p2, p3, sde_noise
-from .registry import NOISES, sampler
+from .dpmpp import SDE, phi1, phi2, refined, sde_noise
+from .registry import sampler
 
 MOMENTUM: dict[str, Allowed] = {"momentum": Range(0, 1)}
 
@@ -30,34 +30,10 @@ def velocity(momentum: float) -> Callable[[Any, float], Any]:
     return push
 
 
-def _differences4(values: Sequence[Any], widths: Sequence[float]) -> tuple[Any, Any]:
-    """Differences of D over this step and the three before, newest first, weighted as this family
-    has always weighted them (not Taylor's)."""
-    h, h1, h2, h3 = widths
-    r0, r1, r2 = h3 / h2, h2 / h, h / h1
-    a, b, c = ((values[k] - values[k + 1]) * (1 / r) for k, r in enumerate((r2, r1, r0)))
-    u = (a - b) * (r2 / (r1 + r2))
-    w = u - (b - c) * (r1 / (r0 + r1))
-    q = (r1 + r2) * (r0 + r1)
-    return a + u + w * (r2 / q), (a - b) * (1 / (r1 + r2)) + w * (1 / q)
-
-
-def _refinement(values: Sequence[Any], widths: Sequence[float], total: float) -> Any:
-    """What the D of earlier steps add to an exponential step of width `total`; None at first."""
-    if len(values) == 1:
-        return None
-    if len(values) == 2:
-        return p2(total) * widths[0] / widths[1] * (values[0] - values[1])
-    differences = (
-        differences3(values, *widths) if len(values) == 3 else _differences4(values, widths)
-    )
-    return p2(total) * differences[0] - p3(total) * differences[1]
-
-
 @sampler(
     "dpmpp_dualsde_momentumized",
     aliases=("SamplerDPMPP_DualSDE_Momentumized",),
-    paper="none: ComfyUI-Extra-Samplers",
+    paper="ComfyUI-Extra-Samplers, no paper",
     stochastic=True,
     drops_penultimate=True,
     ranges={**SDE, **MOMENTUM, "r": Range(0.01, 1)},
@@ -76,8 +52,9 @@ def dpmpp_dualsde_momentumized(
 ) -> Any:
     """dpmpp_sde that also remembers three steps and has momentum.
 
-    Two evaluations and two draws a step, one and none in the last. Choose it for texture from 10
-    to 20 steps; momentum 0.5 gives bolder pictures.
+    Order 1, since it corrects what its second stage corrected already. Two evaluations and two
+    draws a step, one and none in the last. Choose it for texture from 10 to 20 steps; momentum 0.5
+    gives bolder pictures.
     """
     push_a, push_b, push_c = (velocity(momentum) for _ in range(3))
     values: list[Any] = []
@@ -95,8 +72,8 @@ def dpmpp_dualsde_momentumized(
         values, widths = [mixed, *values][:4], [h, *widths][:4]
         down, up = ancestral_step(sigma, sigma_next, eta)
         x = down / sigma * x + push_b((1 - down / sigma) * mixed, tau)
-        if (refinement := _refinement(values, widths, h * (1 + eta))) is not None:
-            x = x + push_c(refinement, tau)
+        if (further := refined(values, widths, h * (1 + eta))) is not None:
+            x = x + push_c(further, tau)
         if eta > 0:
             x = x + s_noise * up * noise(sigma, sigma_next)
     return x
@@ -105,7 +82,7 @@ def dpmpp_dualsde_momentumized(
 @sampler(
     "clyb_4m_sde_momentumized",
     aliases=("SamplerCLYB_4M_SDE_Momentumized",),
-    paper="none: ComfyUI-Extra-Samplers",
+    paper="ComfyUI-Extra-Samplers, no paper",
     stochastic=True,
     noise="brownian",
     drops_penultimate=True,
@@ -123,8 +100,8 @@ def clyb_4m_sde_momentumized(
 ) -> Any:
     """dpmpp_3m_sde with one more step of memory, and momentum.
 
-    One evaluation a step, one draw a step but the last where eta > 0. Choose it for texture from
-    20 steps on; momentum 0.5 gives bolder pictures.
+    Order 2 at eta 0, one evaluation a step, one draw a step but the last where eta > 0. Choose it
+    for texture from 20 steps on; momentum 0.5 gives bolder pictures.
     """
     push_a, push_b = velocity(momentum), velocity(momentum)
     values: list[Any] = []
@@ -137,21 +114,11 @@ def clyb_4m_sde_momentumized(
         total = h * (1 + eta)
         values, widths = [denoised, *values][:4], [h, *widths][:4]
         x = math.exp(-total) * x + push_a(-math.expm1(-total) * denoised, tau)
-        if (refinement := _refinement(values, widths, total)) is not None:
-            x = x + push_b(refinement, tau)
+        if (further := refined(values, widths, total)) is not None:
+            x = x + push_b(further, tau)
         if eta > 0:
             x = x + s_noise * sde_noise(sigma, sigma_next, eta) * noise(sigma, sigma_next)
     return x
-
-
-def phi1(h: float) -> float:
-    """φ₁ = (1 − e^(−h)) / h; → 1."""
-    return -math.expm1(-h) / h if h > 1e-8 else 1.0
-
-
-def phi2(h: float) -> float:
-    """φ₂ = (e^(−h) − 1 + h) / h²; → ½."""
-    return p2(h) / h
 
 
 @sampler(
@@ -179,8 +146,9 @@ def res_momentumized(
 ) -> Any:
     """Refined exponential solver: two stages with exact order conditions, churn, and momentum.
 
-    Zhang et al. 2023, algorithm 2 (c₂ = ½) over levels raised by ita: two evaluations and one draw
-    a step, one evaluation in the last. Choose it for 10 steps and fewer; ita 0 for no noise.
+    Zhang et al. 2023, algorithm 2 (c₂ = ½) over levels raised by ita: order 2 at ita 0, two
+    evaluations and one draw a step, one evaluation in the last. Choose it for 10 steps and fewer;
+    ita 0 for no noise.
     """
     if len(sigmas) == 2 and sigmas[1] == 0:
         return model(x, sigmas[0])

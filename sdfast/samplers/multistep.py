@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from ..ranges import Choice, Listed, Range
+from ..errors import InvalidRequest
+from ..ranges import Flag, Listed, Range
 from .euler import derivative, transfer
 from .registry import sampler
 
@@ -31,7 +32,7 @@ GAUSS = (
 def weighted(weights: Sequence[float], slopes: Sequence[Any]) -> Any:
     """Σ wⱼ · slopeⱼ."""
     total = weights[0] * slopes[0]
-    for weight, slope in zip(weights[1:], slopes[1:], strict=False):
+    for weight, slope in zip(weights[1:], slopes[1:], strict=True):
         total = total + weight * slope
     return total
 
@@ -57,22 +58,23 @@ def lagrange_integrals(
 
 @sampler(
     "lms",
-    aliases=("LMS Karras", "k_lms", "sample_lms", "LMSDiscreteScheduler"),
-    paper="none: k-diffusion",
-    ranges={"order": Range(1, 4, whole=True), "denoise_last": Choice(("no", "yes"))},
+    aliases=("k_lms", "sample_lms", "LMSDiscreteScheduler"),
+    paper="k-diffusion, no paper",
+    ranges={"order": Range(1, 4, whole=True), "denoise_last": Flag()},
 )
 def lms(
-    model: Any, x: Any, sigmas: Any, noise: Any, order: int = 4, denoise_last: str = "no"
+    model: Any, x: Any, sigmas: Any, noise: Any, order: int = 4, denoise_last: bool = False
 ) -> Any:
     """Linear multistep: Adams–Bashforth in σ with weights for the steps as they are.
 
-    Order up to 4, one evaluation a step, no noise. denoise_last ends in the denoised, as ComfyUI
-    does since July 2025, in place of the polynomial's value at 0. Choose it for many steps.
+    Order 4 once it has four slopes (`order`), one evaluation a step, no noise. denoise_last ends
+    in the denoised, as ComfyUI does since July 2025, in place of the polynomial's value at 0.
+    Choose it for a picture close to the converged one.
     """
     slopes: list[Any] = []
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         denoised = model(x, sigma)
-        if sigma_next == 0 and denoise_last == "yes":
+        if sigma_next == 0 and denoise_last:
             return denoised
         slopes = [derivative(x, denoised, sigma), *slopes][:order]
         knots = sigmas[i::-1][: len(slopes)]
@@ -84,16 +86,16 @@ def lms(
     "pndm",
     aliases=("F-PNDM",),
     paper="arXiv:2202.09778",
-    ranges={"middles": Listed(Range(0, math.inf))},
+    ranges={"middles": Listed(Range(1e-5, 1e5))},
     evaluations=lambda steps: steps + 3 * min(3, steps - 1),
 )
 def pndm(model: Any, x: Any, sigmas: Any, noise: Any, middles: tuple[float, ...] = ()) -> Any:
-    """Pseudo numerical methods: three Runge–Kutta steps, then Adams–Bashforth's fourth order.
+    """Pseudo numerical methods: three Runge–Kutta steps, then Adams–Bashforth with four slopes.
 
-    Liu et al. 2022, algorithm 1: four evaluations in each of the first three steps and one in the
-    others, no noise. middles: the σ between the ends of those steps; the geometric means unless
-    given (diffusers takes the σ of the middle timestep). Choose it for parity with diffusers'
-    PNDMScheduler(skip_prk_steps=False).
+    Liu et al. 2022, algorithm 1: order 4 on equal steps and 2 on others, four evaluations in each
+    of the first three steps and one after, no noise. middles: the σ between the ends of those
+    steps; the geometric means unless given (diffusers takes the σ of the middle timestep). Choose
+    it for parity with diffusers' PNDMScheduler(skip_prk_steps=False).
     """
     slopes: list[Any] = []
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
@@ -104,6 +106,10 @@ def pndm(model: Any, x: Any, sigmas: Any, noise: Any, middles: tuple[float, ...]
             x = x + step * weighted(ADAMS_BASHFORTH[len(slopes) - 1], slopes)
             continue
         middle = middles[i] if i < len(middles) else math.sqrt(sigma * sigma_next)
+        if not sigma_next < middle < sigma:
+            raise InvalidRequest(
+                f"middle {middle:g} of pndm lies outside its step from {sigma:g} to {sigma_next:g}"
+            )
 
         def slope(y: Any, level: float) -> Any:
             return derivative(y, model(y, level), level)
@@ -124,8 +130,9 @@ def pndm(model: Any, x: Any, sigmas: Any, noise: Any, middles: tuple[float, ...]
 def plms(model: Any, x: Any, sigmas: Any, noise: Any) -> Any:
     """Pseudo linear multistep: Adams–Bashforth with equal-step weights, begun by one Heun step.
 
-    Liu et al. 2022 as CompVis and diffusers (skip_prk_steps) run it: order up to 4, one evaluation
-    a step and one more in the first, no noise. Choose it for parity with older pictures.
+    Liu et al. 2022 as CompVis and diffusers (skip_prk_steps) run it: order 4 on equal steps and 2
+    on others, one evaluation a step and one more in the first, no noise. Choose it for parity with
+    older pictures.
     """
     slopes: list[Any] = []
     for sigma, sigma_next in pairwise(sigmas):
@@ -150,8 +157,8 @@ def plms(model: Any, x: Any, sigmas: Any, noise: Any) -> Any:
 def ipndm(model: Any, x: Any, sigmas: Any, noise: Any, max_order: int = 4) -> Any:
     """Improved PNDM: Adams–Bashforth with equal-step weights, order growing from 1.
 
-    Zhang and Chen 2022: one evaluation a step, no noise. Choose it for 10 steps and fewer, on
-    schedules whose steps shrink slowly.
+    Zhang and Chen 2022: order 4 on equal steps and 2 on others, one evaluation a step, no noise.
+    Choose it for 10 steps and fewer, on schedules whose steps shrink slowly.
     """
     slopes: list[Any] = []
     for sigma, sigma_next in pairwise(sigmas):
@@ -198,8 +205,8 @@ def _uneven_weights(steps: Sequence[float]) -> tuple[float, ...]:
 def ipndm_v(model: Any, x: Any, sigmas: Any, noise: Any, max_order: int = 4) -> Any:
     """ipndm with weights for uneven steps.
 
-    Zhang and Chen 2022: one evaluation a step, no noise. Choose it in place of ipndm on schedules
-    whose steps shrink fast, such as karras.
+    Zhang and Chen 2022: order 3 (its fourth weight is not Taylor's), one evaluation a step, no
+    noise. Choose it in place of ipndm on schedules whose steps shrink fast, such as karras.
     """
     slopes: list[Any] = []
     steps: list[float] = []
@@ -216,7 +223,7 @@ def _vp_time(sigma: float) -> float:
     low, high = math.log(0.002**2 + 1), math.log(80**2 + 1)
     beta_d = 2 * (low / 1e-3 - high) / (1e-3 - 1)
     beta_m = high - beta_d / 2
-    return (math.sqrt(beta_m**2 + 2 * beta_d * math.log(sigma**2 + 1)) - beta_m) / beta_d
+    return (math.sqrt(beta_m**2 + 2 * beta_d * math.log1p(sigma**2)) - beta_m) / beta_d
 
 
 @sampler(

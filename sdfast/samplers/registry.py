@@ -16,10 +16,6 @@ Model = Callable[[Any, float], Any]
 Noise = Callable[[float, float], Any]
 
 
-NOISES = ("gaussian", "uniform", "brownian", "pyramid", "highres-pyramid", "perlin", "laplacian")
-"""The kinds of noise a sampler may ask for."""
-
-
 @dataclass(frozen=True)
 class Sampler:
     """A sampling method.
@@ -27,7 +23,7 @@ class Sampler:
     function: f(model, x, sigmas, noise, **parameters) → x at the last sigma
     aliases: what other programs call it
     family: "euler", "ancestral", "dpm": the file it lives in
-    paper: where it was published
+    paper: where it was published, or whose it is if nowhere
     static: its control flow depends on sigmas and parameters alone, so it traces to a program
     stochastic: it draws noise at the default parameters
     noise: the kind it draws, unless its parameter noise_kind says another
@@ -72,7 +68,7 @@ class Sampler:
         levels = tuple(float(sigma) for sigma in sigmas)
         check_sigmas(levels)
         self.check(parameters)
-        return self.function(model, x, levels, noise or _no_noise, **parameters)
+        return self.function(model, x, levels, noise or no_noise, **parameters)
 
     def check(self, parameters: Mapping[str, Any]) -> None:
         """Raises InvalidRequest unless the sampler has these parameters and takes these values."""
@@ -134,13 +130,22 @@ def names() -> tuple[str, ...]:
 
 
 def get(name: str) -> Sampler:
-    """The sampler of that name or alias, in any case. Raises UnknownSampler with the nearest."""
+    """The sampler of that name or alias, in any case; a schedule at its end, as in A1111's older
+    labels ("DPM++ 2M Karras"), is left out. Raises UnknownSampler with the nearest."""
     word = name.strip().lower()
+    if (schedule := labelled_schedule(name)) is not None:
+        word = word.removesuffix(schedule).strip()
     if word not in _ALIASES:
         raise UnknownSampler(
             f"sampler {name!r} is unknown{nearest(word, _ALIASES)}; known: {', '.join(names())}"
         )
     return _SAMPLERS[_ALIASES[word]]
+
+
+def labelled_schedule(name: str) -> str | None:
+    """The schedule that an older label of A1111 names after the sampler."""
+    last = name.strip().lower().rpartition(" ")[2]
+    return last if last in ("karras", "exponential") else None
 
 
 def check_sigmas(sigmas: Sequence[float]) -> None:
@@ -154,5 +159,5 @@ def check_sigmas(sigmas: Sequence[float]) -> None:
         raise InvalidRequest("sigmas must descend strictly")
 
 
-def _no_noise(sigma: float, sigma_next: float) -> Any:
+def no_noise(sigma: float, sigma_next: float) -> Any:
     raise ValueError("this sampler draws noise: pass noise(sigma, sigma_next)")

@@ -50,7 +50,7 @@ def heun(
 @sampler(
     "heunpp2",
     aliases=("Heun++ 2", "sample_heunpp2"),
-    paper="none: sd-webui-samplers-scheduler",
+    paper="sd-webui-samplers-scheduler, no paper",
     ranges=CHURN,
     evaluations=lambda steps: max(3 * steps - 3, 1),
 )
@@ -94,7 +94,7 @@ def heunpp2(
 
 @sampler(
     "dpm_2",
-    aliases=("DPM2", "DPM2 Karras", "k_dpm_2", "sample_dpm_2", "KDPM2DiscreteScheduler"),
+    aliases=("DPM2", "k_dpm_2", "sample_dpm_2", "KDPM2DiscreteScheduler"),
     paper="arXiv:2206.00927",
     drops_penultimate=True,
     ranges=CHURN,

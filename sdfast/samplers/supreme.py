@@ -14,7 +14,7 @@ from typing import Any
 from ..ranges import Allowed, Choice, Range
 from .ancestral import ancestral_step
 from .dpm_solver import second_order, third_order
-from .momentum import phi1, phi2
+from .dpmpp import phi1, phi2
 from .registry import sampler
 
 
@@ -225,7 +225,7 @@ RANGES: dict[str, Allowed] = {
 @sampler(
     "supreme",
     aliases=("SamplerSupreme",),
-    paper="none: ComfyUI-Extra-Samplers",
+    paper="ComfyUI-Extra-Samplers, no paper",
     static=False,
     stochastic=True,
     ranges=RANGES,
@@ -252,7 +252,8 @@ def supreme(
 ) -> Any:
     """Averages substeps of any solver, enhances every denoised, modulates its noise.
 
-    Takes arrays of NumPy. At its defaults two evaluations a step and four more in the first, which
+    Takes arrays of NumPy. Of the order of its step_method, less what enhancement bends; at its
+    defaults two evaluations a step and four more in the first, which
     is Runge–Kutta–Fehlberg's; one draw a step but the last. Choose it to experiment.
     """
     parts = _ORDERS.get(step_method, 2) + _ORDERS.get(substep_method, 2) * (substeps - 1)
@@ -276,7 +277,8 @@ def supreme(
             total = total + _advance(g, method, sigmas[i - 1]) / substeps
         x = total
         if t > 0:
-            x = x + modulated(s_noise * up * noise(s, t), x)
+            drawn = s_noise * up * noise(s, t)
+            x = x + modulated(drawn, x) if s_noise * up > 0 else x
         before = (x, g.denoised)
     return x
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..ranges import Range
 from .ancestral import ETA
-from .dpm import sde_noise
+from .dpmpp import sde_noise
 from .euler import transfer
 from .registry import sampler
 

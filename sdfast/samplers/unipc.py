@@ -34,6 +34,15 @@ def _weights(ratios: Sequence[float], h: float, b: float) -> list[float]:
     return _solved(powers, rights)
 
 
+def _bent(
+    x: Any, rhos: Sequence[float], ratios: Sequence[float], values: Sequence[Any], b: float
+) -> Any:
+    """x − B Σ ρⱼ (D₋ⱼ − D₀) / rⱼ."""
+    for rho, r, value in zip(rhos, ratios, values[1:], strict=False):
+        x = x - b * rho / r * (value - values[0])
+    return x
+
+
 def _uni_pc(model: Any, x: Any, sigmas: Any, variant: str) -> Any:
     """UniPC of order 3 with data prediction (algorithms 1 and 2, eqs. 9 and 10)."""
     steps = len(sigmas) - 1
@@ -51,21 +60,14 @@ def _uni_pc(model: Any, x: Any, sigmas: Any, variant: str) -> Any:
         b = -h if variant == "bh1" else e
         base = t / s * x - e * values[0]
         ratios = [-math.log(level / s) / h for level in levels[1:order]]
-        slopes = [
-            (value - values[0]) * (1 / r) for value, r in zip(values[1:order], ratios, strict=True)
-        ]
         # Two points leave ρ = ½ where the system's own value differs by O(h).
         ahead = [0.5] if order == 2 else _weights(ratios, h, b) if ratios else []
-        x = base
-        for rho, slope in zip(ahead, slopes, strict=True):
-            x = x - b * rho * slope
+        x = _bent(base, ahead, ratios, values, b)
         if k == steps:
             return x
         newest = model(x, t)
         *rhos, last = [0.5] if order == 1 else _weights([*ratios, 1.0], h, b)
-        x = base - b * last * (newest - values[0])
-        for rho, slope in zip(rhos, slopes, strict=True):
-            x = x - b * rho * slope
+        x = _bent(base, rhos, ratios, values, b) - b * last * (newest - values[0])
         values, levels = [newest, *values][:3], [t, *levels][:3]
     return x
 
@@ -77,10 +79,10 @@ def _uni_pc(model: Any, x: Any, sigmas: Any, variant: str) -> Any:
     drops_penultimate=True,
 )
 def uni_pc(model: Any, x: Any, sigmas: Any, noise: Any) -> Any:
-    """UniPC with B₁(h) = h: third order at one evaluation a step.
+    """UniPC with B₁(h) = h: predictor and corrector from the same evaluations.
 
-    Zhao et al. 2023: predictor and corrector, no noise; a schedule that ends in 0 is followed to
-    0.001. Choose it for 8 to 12 steps.
+    Zhao et al. 2023: order 3 but for its last steps, which are of order 2 and 1; one evaluation a
+    step, no noise; a schedule that ends in 0 is followed to 0.001. Choose it from 20 steps on.
     """
     return _uni_pc(model, x, sigmas, "bh1")
 
@@ -92,9 +94,9 @@ def uni_pc(model: Any, x: Any, sigmas: Any, noise: Any) -> Any:
     drops_penultimate=True,
 )
 def uni_pc_bh2(model: Any, x: Any, sigmas: Any, noise: Any) -> Any:
-    """UniPC with B₂(h) = eʰ − 1: third order, steadier under strong guidance.
+    """UniPC with B₂(h) = eʰ − 1: steadier under strong guidance.
 
-    Zhao et al. 2023: predictor and corrector, one evaluation a step, no noise; a schedule that ends
-    in 0 is followed to 0.001. Choose it for 8 to 12 steps.
+    Zhao et al. 2023: order 3 but for its last steps, which are of order 2 and 1; one evaluation a
+    step, no noise; a schedule that ends in 0 is followed to 0.001. Choose it from 20 steps on.
     """
     return _uni_pc(model, x, sigmas, "bh2")

@@ -7,15 +7,28 @@ where programs differ; trailing, leading and linspace are diffusers' timestep sp
 
 from . import curves, timesteps
 from .noise_schedule import BETAS, NoiseSchedule
-from .registry import discard_penultimate, get, names, sigmas
+from .registry import (
+    CLOSEST,
+    aliases,
+    discard_penultimate,
+    get,
+    names,
+    parameters,
+    ranges,
+    sigmas,
+)
 
 __all__ = [
     "BETAS",
+    "CLOSEST",
     "NoiseSchedule",
+    "aliases",
     "curves",
     "discard_penultimate",
     "get",
     "names",
+    "parameters",
+    "ranges",
     "sigmas",
     "timesteps",
 ]

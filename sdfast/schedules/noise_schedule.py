@@ -45,11 +45,19 @@ class NoiseSchedule:
             )
         if count < 2:
             raise ValueError(f"a noise schedule has at least 2 levels; {count} were asked for")
-        kept = list(accumulate((1 - BETAS[name](start, end, k, count) for k in range(count)), mul))
-        if not _falls(kept):
+        own = name == "squaredcos_cap_v2" or 0 < start <= end < 1
+        kept = (
+            []
+            if not own
+            else list(
+                accumulate((1 - BETAS[name](start, end, k, count) for k in range(count)), mul)
+            )
+        )
+        if not own or not _falls(kept):
             raise ValueError(
                 f"betas {name} from {start} to {end} over {count} levels are no noise schedule: "
-                "each must lie between 0 and 1, and some signal must be left at the last level"
+                "each must lie between 0 and 1, the first not above the last, and some signal must "
+                "be left at the last level"
             )
         if zero_terminal_snr and not _falls(kept := _zero_terminal(kept)):
             raise ValueError(

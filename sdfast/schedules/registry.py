@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 from ..errors import InvalidRequest, UnknownSchedule, nearest
@@ -22,8 +22,11 @@ class Schedule:
 
     name: str
     function: Callable[..., Sequence[float]]
+    aliases: tuple[str, ...]
     ranges: Mapping[str, Allowed]
 
+
+CLOSEST = 1e-6  # of a level: nearer neighbours are one, since a step between them does nothing
 
 _SCHEDULES: dict[str, Schedule] = {}
 _ALIASES: dict[str, str] = {}
@@ -36,13 +39,29 @@ def schedule(
 
     def register(function: Callable[..., Sequence[float]]) -> Callable[..., Sequence[float]]:
         name = function.__name__
-        _SCHEDULES[name] = Schedule(name, function, ranges)
+        _SCHEDULES[name] = Schedule(name, function, aliases, ranges)
         for word in (name, *aliases):
             if _ALIASES.setdefault(_key(word), name) != name:
                 raise TypeError(f"schedule {name}: {word!r} is {_ALIASES[_key(word)]} already")
         return function
 
     return register
+
+
+def parameters(name: str) -> dict[str, Any]:
+    """The parameters of a schedule and their defaults."""
+    arguments = list(inspect.signature(_SCHEDULES[get(name)].function).parameters.values())[2:]
+    return {a.name: a.default for a in arguments}
+
+
+def ranges(name: str) -> Mapping[str, Allowed]:
+    """The values that a schedule's parameters may take."""
+    return _SCHEDULES[get(name)].ranges
+
+
+def aliases(name: str) -> tuple[str, ...]:
+    """What other programs call a schedule."""
+    return _SCHEDULES[get(name)].aliases
 
 
 def names() -> tuple[str, ...]:
@@ -66,8 +85,8 @@ def sigmas(name: str, steps: int, ns: NoiseSchedule, **parameters: Any) -> tuple
 
     name: a schedule's name or alias
     steps: 1…T. That many levels come before the 0, except for ddim_uniform, which may give more
-        or fewer, and where neighbours coincide (beta from some 150 steps): a run's steps are
-        len(sigmas) − 1
+        or fewer, and where neighbours all but coincide (beta from some 150 steps): a run's steps
+        are len(sigmas) − 1
     parameters: the schedule's own, by name
 
     Raises UnknownSchedule, or InvalidRequest for steps and parameters out of their range.
@@ -77,8 +96,11 @@ def sigmas(name: str, steps: int, ns: NoiseSchedule, **parameters: Any) -> tuple
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= count:
         raise InvalidRequest(f"steps is {steps!r}; it must be a whole number from 1 to {count}")
     check(f"schedule {found.name}", found.ranges, parameters)
-    levels = found.function(steps, ns, **parameters)
-    return (*(level for level, _ in groupby(levels)), 0.0)  # a step from σ to σ would do nothing
+    levels = list[float]()
+    for level in found.function(steps, ns, **parameters):
+        if not levels or level <= levels[-1] * (1 - CLOSEST):
+            levels.append(level)
+    return (*levels, 0.0)
 
 
 def discard_penultimate(sigmas: Sequence[float]) -> tuple[float, ...]:

@@ -64,7 +64,7 @@ def results(*records: Record) -> Results:
     conditions = Conditions(
         *("demo", "0" * 64, 2, 1, (1, 4), "onnxruntime", 0, "a machine", {"python": "3.12"})
     )
-    return Results("sdfast bench samplers", "2030-01-02", conditions, records)
+    return Results(("2030-01-02 `sdfast bench samplers`",), conditions, records)
 
 
 # --- a run ----------------------------------------------------------------------------------------
@@ -72,7 +72,8 @@ def results(*records: Record) -> Results:
 
 def test_every_combination_has_a_complete_record(measured: Path) -> None:
     found = sampler_results.load(measured / "results.json")
-    assert found.command.startswith("sdfast bench samplers --samplers Euler,euler_ancestral")
+    assert len(found.commands) == 1
+    assert "`sdfast bench samplers --samplers Euler,euler_ancestral" in found.commands[0]
     assert found.conditions.bundle == "demo"
     assert found.conditions.backend == "onnxruntime"
     assert {"python", "sdfast", "onnxruntime"} == set(found.conditions.versions)
@@ -115,6 +116,21 @@ def test_a_run_of_the_same_options_measures_nothing_again(measured: Path, tmp_pa
     assert (out / "table.md").is_file()
 
 
+def test_without_its_pictures_a_folder_keeps_its_grid(measured: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(measured, tmp_path / "cloned")
+    shutil.rmtree(out / "pictures")
+    before = (out / "grid.png").read_bytes()
+    written = samplers.run(samplers.plan(SMALL, out, "again"))
+    assert "grid.png" not in [file.name for file in written]
+    assert (out / "grid.png").read_bytes() == before
+
+
+def test_what_takes_its_own_number_of_steps_is_measured_once(tmp_path: Path) -> None:
+    options = replace(SMALL, samplers=("dpm_adaptive", "euler"), steps=(3, 5))
+    found = [str(c) for c in samplers.plan(options, tmp_path, "x").todo]
+    assert found == ["dpm_adaptive karras 3", "euler karras 3", "euler karras 5"]
+
+
 def test_a_stopped_run_goes_on_with_what_is_missing(tmp_path: Path) -> None:
     advanced = []
 
@@ -136,7 +152,7 @@ def test_a_stopped_run_goes_on_with_what_is_missing(tmp_path: Path) -> None:
     assert rest.seconds == sum(map(rest.seconds_of, rest.todo))  # no converged pictures needed
     samplers.run(rest)
     found = sampler_results.load(tmp_path / "results.json")
-    assert found.command == "second"
+    assert [command[11:] for command in found.commands] == ["`first`", "`second`"]
     assert found.records[:2] == first
     assert len(found.records) == 4
 
@@ -218,7 +234,8 @@ def test_the_command_says_how_long_it_takes_and_lists_what_it_wrote(
     [
         (["--steps", "5,ten", "--out", "x"], "--steps is '5,ten'; it must be whole numbers"),
         (["--batch", "two", "--out", "x"], "--batch is 'two'; it must be whole numbers"),
-        (["--out", "x.json"], "give a folder"),
+        (["--out", "/proc/x"], "cannot be made"),
+        (["--samplers", "oiler", "--out", "new"], "did you mean"),
         ([], "--out"),
     ],
 )
@@ -272,7 +289,7 @@ def test_the_table_has_a_row_for_each_record_in_order() -> None:
         results(record("lcm", 5, distance=None), record("euler", 20), record("euler", 5))
     )
     lines = text.splitlines()
-    assert lines[0].startswith("2 prompts on bundle demo; a machine; python 3.12; 2030-01-02; `sdf")
+    assert lines[0].startswith("2 prompts on bundle demo; a machine; python 3.12; 2030-01-02 `sdf")
     assert lines[2].startswith("| sampler | schedule | steps | evaluations | median ms | p95 ms |")
     assert lines[2].endswith("| images/s × 1 | images/s × 4 | accuracy % | distance |")
     assert lines[4:] == [

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from ..ranges import Allowed, Choice, Range
+from ..ranges import NOISES, Allowed, Choice, Range
 from .ancestral import ETA, ancestral_step
 from .euler import transfer
-from .registry import NOISES, sampler
+from .registry import sampler
 
 SDE: dict[str, Allowed] = {**ETA, "noise_kind": Choice(NOISES)}
 
@@ -25,12 +25,22 @@ def p3(h: float) -> float:
     return p2(h) / h - 0.5 if h > 1e-4 else -h / 6
 
 
+def phi1(h: float) -> float:
+    """φ₁ = (1 − e^(−h)) / h; → 1."""
+    return -math.expm1(-h) / h if h > 1e-8 else 1.0
+
+
+def phi2(h: float) -> float:
+    """φ₂ = (e^(−h) − 1 + h) / h²; → ½."""
+    return p2(h) / h
+
+
 def sde_noise(sigma: float, sigma_next: float, eta: float) -> float:
     """The deviation of the noise of an SDE step: σ_next √(1 − e^(−2ηh))."""
     return sigma_next * math.sqrt(-math.expm1(-2 * eta * math.log(sigma / sigma_next)))
 
 
-def differences3(values: Sequence[Any], h: float, h_1: float, h_2: float) -> tuple[Any, Any]:
+def _differences3(values: Sequence[Any], h: float, h_1: float, h_2: float) -> tuple[Any, Any]:
     """First and second differences of D at this step and the two before (newest first)."""
     r0, r1 = h_1 / h, h_2 / h
     a, b = (values[0] - values[1]) * (1 / r0), (values[1] - values[2]) * (1 / r1)
@@ -38,11 +48,34 @@ def differences3(values: Sequence[Any], h: float, h_1: float, h_2: float) -> tup
     return a + r0 * second, second
 
 
+def _differences4(values: Sequence[Any], widths: Sequence[float]) -> tuple[Any, Any]:
+    """Differences of D over this step and the three before, newest first, weighted as this family
+    has always weighted them (not Taylor's)."""
+    h, h1, h2, h3 = widths
+    r0, r1, r2 = h3 / h2, h2 / h, h / h1
+    a, b, c = ((values[k] - values[k + 1]) * (1 / r) for k, r in enumerate((r2, r1, r0)))
+    u = (a - b) * (r2 / (r1 + r2))
+    w = u - (b - c) * (r1 / (r0 + r1))
+    q = (r1 + r2) * (r0 + r1)
+    return a + u + w * (r2 / q), (a - b) * (1 / (r1 + r2)) + w * (1 / q)
+
+
+def refined(values: Sequence[Any], widths: Sequence[float], total: float) -> Any:
+    """What the D of earlier steps add to an exponential step of width `total`; None at first."""
+    if len(values) == 1:
+        return None
+    if len(values) == 2:
+        return p2(total) * widths[0] / widths[1] * (values[0] - values[1])
+    differences = (
+        _differences3(values, *widths) if len(values) == 3 else _differences4(values, widths)
+    )
+    return p2(total) * differences[0] - p3(total) * differences[1]
+
+
 @sampler(
     "dpmpp_2m",
     aliases=(
         "DPM++ 2M",
-        "DPM++ 2M Karras",
         "k_dpmpp_2m",
         "sample_dpmpp_2m",
         "DPMSolverMultistepScheduler",
@@ -75,7 +108,6 @@ def dpmpp_2m(model: Any, x: Any, sigmas: Any, noise: Any) -> Any:
     "dpmpp_2m_sde",
     aliases=(
         "DPM++ 2M SDE",
-        "DPM++ 2M SDE Karras",
         "k_dpmpp_2m_sde",
         "sample_dpmpp_2m_sde",
         "dpmpp_2m_sde_gpu",
@@ -122,7 +154,6 @@ def dpmpp_2m_sde(
     "dpmpp_sde",
     aliases=(
         "DPM++ SDE",
-        "DPM++ SDE Karras",
         "k_dpmpp_sde",
         "sample_dpmpp_sde",
         "dpmpp_sde_gpu",
@@ -146,8 +177,8 @@ def dpmpp_sde(
 ) -> Any:
     """DPM-Solver++ in one stochastic step of two stages; good pictures from few steps.
 
-    k-diffusion's stochastic form of Lu et al. 2022: two evaluations and two draws a step, one and
-    none in the last; r places the middle. Choose it for 8 to 15 steps.
+    k-diffusion's stochastic form of Lu et al. 2022: order 2 at eta 0, two evaluations and two draws
+    a step, one and none in the last; r places the middle. Choose it for 8 to 15 steps.
     """
     for sigma, sigma_next in pairwise(sigmas):
         denoised = model(x, sigma)
@@ -166,7 +197,6 @@ def dpmpp_sde(
     "dpmpp_2s_ancestral",
     aliases=(
         "DPM++ 2S a",
-        "DPM++ 2S a Karras",
         "k_dpmpp_2s_a",
         "k_dpmpp_2s_ancestral",
         "sample_dpmpp_2s_ancestral",
@@ -212,11 +242,8 @@ def _third_order(
         total = h * (1 + eta)
         values, widths = [denoised, *values][:3], [h, *widths][:3]
         x = math.exp(-total) * x - math.expm1(-total) * denoised
-        if len(values) == 3:
-            first, second = differences3(values, *widths)
-            x = x + p2(total) * first - p3(total) * second
-        elif len(values) == 2:
-            x = x + p2(total) * h / widths[1] * (values[0] - values[1])
+        if (further := refined(values, widths, total)) is not None:
+            x = x + further
         if eta > 0:
             x = x + s_noise * sde_noise(sigma, sigma_next, eta) * noise(sigma, sigma_next)
     return x
@@ -226,7 +253,6 @@ def _third_order(
     "dpmpp_3m_sde",
     aliases=(
         "DPM++ 3M SDE",
-        "DPM++ 3M SDE Karras",
         "k_dpmpp_3m_sde",
         "sample_dpmpp_3m_sde",
         "dpmpp_3m_sde_gpu",
@@ -247,9 +273,9 @@ def dpmpp_3m_sde(
 ) -> Any:
     """DPM-Solver++(3M) for the SDE: fine texture with many steps.
 
-    k-diffusion's stochastic third-order multistep of Lu et al. 2022 (its second difference has half
-    of Taylor's weight, as everywhere): one evaluation a step, one draw a step but the last. Choose
-    it from 30 steps on, with exponential or karras.
+    k-diffusion's stochastic three-step form of Lu et al. 2022: order 2, since its second difference
+    has half of Taylor's weight, as everywhere; one evaluation a step, one draw a step but the last.
+    Choose it from 30 steps on, with exponential or karras.
     """
     return _third_order(model, x, sigmas, noise, [eta] * (len(sigmas) - 1), s_noise)
 
@@ -257,7 +283,7 @@ def dpmpp_3m_sde(
 @sampler(
     "dpmpp_3m_sde_dynamic_eta",
     aliases=("SamplerDPMPP_3M_SDE_DynETA",),
-    paper="none: ComfyUI-Extra-Samplers",
+    paper="ComfyUI-Extra-Samplers, no paper",
     stochastic=True,
     noise="brownian",
     ranges={
@@ -279,7 +305,8 @@ def dpmpp_3m_sde_dynamic_eta(
 ) -> Any:
     """dpmpp_3m_sde whose noise fades along a cosine; lively early, settled late.
 
-    ηᵢ = η_min + ½(η_max − η_min)(1 + cos(π i / N)): one evaluation a step, a draw where ηᵢ > 0.
+    ηᵢ = η_min + ½(η_max − η_min)(1 + cos(π i / N)): order 2 where η is 0, one evaluation a step, a
+    draw where ηᵢ > 0.
     Choose it where dpmpp_3m_sde leaves grain.
     """
     steps = len(sigmas) - 1
