@@ -58,6 +58,7 @@ class Case:
     level: the σ that the scheduler's call number k has its network at
     sigmas: of our run
     variance_preserving: its latents are x / √(σ² + 1)
+    step: what its step takes besides
     """
 
     scheduler: str
@@ -68,6 +69,7 @@ class Case:
     level: Callable[[Any, int, Any], float] = lambda s, k, t: float(s.sigmas[k])
     sigmas: Callable[[Any], Sequence[float]] = lambda s: list(dict.fromkeys(s.sigmas.tolist()))
     variance_preserving: bool = False
+    step: dict[str, Any] = field(default_factory=dict)
 
 
 def trained(scheduler: Any, k: int, t: Any) -> float:
@@ -175,6 +177,17 @@ CASES = [
         "DDIM", "ddim", 1e-6, {**LEADING, "clip_sample": False}, level=trained, sigmas=END_0, **VP
     ),
     Case(
+        "DDIM",
+        "ddim",
+        1e-6,
+        {**LEADING, "clip_sample": False},
+        {"eta": 0.5},
+        trained,
+        END_0,
+        step={"eta": 0.5},
+        **VP,
+    ),
+    Case(
         "DDPM",
         "ddpm",
         1e-6,
@@ -224,7 +237,7 @@ def theirs(case: Case, scheduler: Any, model: Any, drawn: Any) -> Array:
             first, x = sigma, START * sigma / root
         scheduler.scale_model_input(torch.from_numpy(x), t)
         eps = (x * root - model(x * root, sigma)) / sigma
-        out = scheduler.step(torch.from_numpy(eps), t, torch.from_numpy(x)).prev_sample
+        out = scheduler.step(torch.from_numpy(eps), t, torch.from_numpy(x), **case.step).prev_sample
         x = out.double().numpy()
     return x
 
