@@ -232,3 +232,13 @@ def test_sources_may_be_made_as_they_are_asked_for() -> None:
     out = tensor(1, 4)
     _core.combine(out, [1.0, 1.0, 1.0], Made())
     assert np.asarray(out).tolist() == [[12, 15, 18, 21]]
+
+
+def test_large_coefficients_that_cancel_lose_no_digits() -> None:
+    a = normal(1, 5000)
+    b = (a * np.float32(1.0001)).astype(np.float32)
+    out = np.empty_like(a)
+    _core.combine(Tensor.from_dlpack(out), [-5e3, 5e3], [*map(Tensor.from_dlpack, (a, b))])
+    expected = 5e3 * (b.astype(np.float64) - a)
+    # Rounded once, to float32: products in float32 would be off by 1e-3.
+    assert np.abs(out - expected).max() <= 1e-7 * np.abs(expected).max()

@@ -1,6 +1,7 @@
 // The three passes over latents that a step needs besides the network.
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <numeric>
 #include <stdexcept>
 #include <string>
@@ -55,6 +56,14 @@ FOR_EVERY_CPU void weighted_sum(float* out, const float* const* sources, const f
         default: return weighted_sum_of<most_terms>(out, sources, c, n);
     }
 }
+
+// The same in double, for coefficients so large that their terms all but cancel: steps to 0 and derivatives by
+// difference have some, and lose the digits that float32 products round away.
+FOR_EVERY_CPU void add_wide(double* __restrict sum, const float* __restrict source, double c, std::int64_t n) {
+    for (std::int64_t k = 0; k < n; ++k) sum[k] += c * static_cast<double>(source[k]);
+}
+
+constexpr double wide_from = 8.0;
 
 FOR_EVERY_CPU void denoise_one(float* __restrict out, const float* __restrict predicted, const float* __restrict x,
                                float skip, float scale, std::int64_t n) {
@@ -144,6 +153,19 @@ void guide_into(const Tensor& denoised, const Tensor& predicted, const Tensor& x
     }
 }
 
+void combine_wide(float* target, std::int64_t count, const std::vector<double>& coefficients,
+                  const std::vector<const Tensor*>& sources) {
+    constexpr std::int64_t block = 2048;
+    alignas(64) double sum[block];
+    for (std::int64_t start = 0; start < count; start += block) {
+        const std::int64_t n = std::min(block, count - start);
+        std::fill_n(sum, n, 0.0);
+        for (std::size_t k = 0; k < sources.size(); ++k)
+            add_wide(sum, static_cast<const float*>(sources[k]->data) + start, coefficients[k], n);
+        for (std::int64_t k = 0; k < n; ++k) target[start + k] = static_cast<float>(sum[k]);
+    }
+}
+
 void combine(const Tensor& out, const std::vector<double>& coefficients, const nb::sequence& given) {
     const nb::tuple kept(given);  // holds every source while the pass runs
     std::vector<const Tensor*> sources;
@@ -159,6 +181,8 @@ void combine(const Tensor& out, const std::vector<double>& coefficients, const n
         if (floats(*source, "a source") != target) apart(out, *source, "out and a source that is another tensor");
     }
     const nb::gil_scoped_release unlocked;
+    if (std::any_of(coefficients.begin(), coefficients.end(), [](double c) { return std::abs(c) > wide_from; }))
+        return combine_wide(target, out.count(), coefficients, sources);
     // In blocks that stay in the first cache level: the sum of the first terms when there are more than one pass takes.
     constexpr std::int64_t block = 4096;
     alignas(64) float sum[block];

@@ -94,9 +94,8 @@ def relative_error(got: Tensor, expected: NDArray[np.float64]) -> float:
     return float(np.abs(np.asarray(got) - expected).max() / np.abs(expected).max())
 
 
-# Where float32 is too short for 1e-5: ttm divides the difference of two denoised by delta (1e-3),
-# and lms and ipndm_v go the last, tiny steps of 100 to 0 with coefficients of some 70.
-SHORT = {"ttm": 3e-3, "lms": 3e-5, "ipndm_v": 5e-5}
+# Where float32 is too short for 1e-5: ttm divides the difference of two denoised by delta (1e-3).
+SHORT = {"ttm": 3e-3}
 
 
 @pytest.mark.parametrize("name", STATIC)
