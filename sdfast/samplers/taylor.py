@@ -36,7 +36,7 @@ def ttm(
     `delta` apart in λ, since engines have no forward-mode one: its error is O(delta), and in
     float32 it also loses digits as steps grow long (2e-5 of the picture at 20 karras steps, 2e-2 at
     2). Two evaluations a step but the last, one draw a step but the last where eta > 0. Choose it
-    for few steps on smooth models.
+    for 20 steps and more.
     """
     for sigma, sigma_next in pairwise(sigmas):
         denoised = model(x, sigma)
