@@ -1,130 +1,224 @@
-"""Moves a graph's weights into a safetensors file that it points into.
+"""Lays weights down in safetensors files that graphs point into.
 
 A safetensors file is a header and then each tensor's raw little-endian bytes; ONNX's external data
-is (file, offset, length) of just such bytes. So weights are stored once, under the checkpoint's
-names and in its layout and precision, and can be swapped without touching the graph. Where the
-tracer turned a weight over (Linear layers) or widened it, the graph keeps the checkpoint's tensor
-and says so with Transpose and Cast, which every backend folds when it loads the graph.
+is (file, offset, length) of just such bytes. So weights are stored once, for all graphs that read
+them, and can be swapped without touching a graph.
+
+Two layouts: as the graph reads them (turned, side by side, in its precision: an engine maps the
+file and computes), or as the checkpoint has them (smaller where that is half precision, and the
+checkpoint's own file can be pointed into; nodes of constants, which every backend folds when it
+loads the graph, make of them what the graph reads).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
-from safetensors.numpy import save_file
-from torch import nn
+import torch
+from onnx import TensorProto, helper
 
-SMALLEST = 64  # elements; below it a constant stays in the graph
+from .graph import Weight
 
-
-def move_out(model: onnx.ModelProto, module: nn.Module, file: Path) -> int:
-    """Writes the weights that `model` uses to `file`, points the graph there, and returns how many
-    elements they have. `model` is changed; it must be saved in `file`'s folder."""
-    known = {name: weight.detach().numpy() for name, weight in module.state_dict().items()}
-    found = _by_content(known)
-    used: dict[str, NDArray[np.generic]] = {}
-    nodes, kept = [], []
-    for initializer in model.graph.initializer:
-        values = numpy_helper.to_array(initializer)
-        match = found.get(_key(values)) if values.size >= SMALLEST else None
-        if match is None:
-            kept.append(initializer)
-            continue
-        name, turned = match
-        if name not in used:
-            used[name] = _narrowed(known[name])
-            pointer = TensorProto(name=name, data_location=TensorProto.EXTERNAL)
-            pointer.data_type = helper.np_dtype_to_tensor_dtype(used[name].dtype)
-            pointer.dims.extend(used[name].shape)
-            kept.append(pointer)
-        shape = _shape_for(initializer.name, values) if values.ndim > known[name].ndim else None
-        kept += [shape] if shape is not None else []
-        widen = used[name].dtype == np.float16
-        nodes += _restore(name, initializer.name, widen, turned, shape)
-    nodes += model.graph.node
-    del model.graph.initializer[:], model.graph.node[:]
-    model.graph.initializer.extend(kept)
-    model.graph.node.extend(nodes)
-    save_file(used, file)
-    file.chmod(0o644)
-    places = _places(file)
-    for pointer in model.graph.initializer:
-        if pointer.data_location != TensorProto.EXTERNAL:
-            continue
-        start, end = places[pointer.name]
-        for key, value in (("location", file.name), ("offset", start), ("length", end - start)):
-            pointer.external_data.add(key=key, value=str(value))
-    return sum(array.size for array in used.values())
+_TYPES = {
+    TensorProto.FLOAT: torch.float32,
+    TensorProto.FLOAT16: torch.float16,
+    TensorProto.BFLOAT16: torch.bfloat16,
+}
+_ELEMENTS = {dtype: element for element, dtype in _TYPES.items()}
+_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_ALIGNMENT = 64  # of the first tensor; each is then aligned to its elements, mostly to more
 
 
-def _key(values: NDArray[np.generic]) -> tuple[tuple[int, ...], bytes]:
-    # Leading ones aside: the tracer adds them for broadcasting.
-    shape = values.shape
-    while len(shape) > 1 and shape[0] == 1:
-        shape = shape[1:]
-    return shape, np.ascontiguousarray(values).tobytes()
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor's bytes lie."""
+
+    file: str
+    offset: int
+    length: int
 
 
-def _shape_for(name: str, values: NDArray[np.generic]) -> TensorProto:
-    return numpy_helper.from_array(np.array(values.shape, np.int64), f"{name}.shape")
+def formed(weight: Weight, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+    """The initializer's values."""
+    parts = [tensors[part].to(dtype) for part in weight.parts]
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+    turned = whole.T if weight.turned else whole
+    return turned.reshape(weight.shape).contiguous()
 
 
-def _by_content(
-    known: Mapping[str, NDArray[np.generic]],
-) -> dict[tuple[tuple[int, ...], bytes], tuple[str, bool]]:
-    """Contents of a weight, as it is or turned over → (its name, turned over)."""
-    found: dict[tuple[tuple[int, ...], bytes], tuple[str, bool]] = {}
-    for name, values in known.items():
-        if values.ndim == 2:
-            found.setdefault(_key(values.T), (name, True))
-    for name, values in known.items():
-        found[_key(values)] = (name, False)
-    return found
+def as_graph(
+    graphs: Iterable[tuple[onnx.ModelProto, Mapping[str, Weight]]],
+    tensors: Mapping[str, torch.Tensor],
+    file: Path,
+) -> None:
+    """Writes what the graphs read to `file`, which will lie in their folder, and points them."""
+    graphs = list(graphs)
+    stored: dict[str, tuple[Weight, torch.dtype]] = {}
+    names: dict[tuple[Weight, torch.dtype], str] = {}
+    for model, weights in graphs:
+        for pointer in _pointers(model):
+            form = weights[pointer.name], _TYPES[pointer.data_type]
+            if form not in names:
+                names[form] = _free(pointer.name, stored)
+                stored[names[form]] = form
+    sizes = {name: (dtype, weight.shape) for name, (weight, dtype) in stored.items()}
+    order, places = _layout(sizes, file.name)
+    _write(file, sizes, order, (formed(stored[n][0], tensors, stored[n][1]) for n in order))
+    for model, weights in graphs:
+        for pointer in _pointers(model):
+            form = weights[pointer.name], _TYPES[pointer.data_type]
+            _point(pointer, places[names[form]])
 
 
-def _narrowed(values: NDArray[np.generic]) -> NDArray[np.generic]:
-    """As float16 where that loses nothing, as for a checkpoint that was saved in it."""
-    if values.dtype != np.float32:
-        return values
-    with np.errstate(over="ignore"):
-        half = values.astype(np.float16)
-    return half if bool((half.astype(np.float32) == values).all()) else values
+def as_checkpoint(
+    graphs: Iterable[tuple[onnx.ModelProto, Mapping[str, Weight]]],
+    tensors: Mapping[str, torch.Tensor],
+    file: Path,
+    linked: Mapping[str, Place] | None = None,
+) -> None:
+    """Writes the checkpoint's tensors that the graphs need to `file`, and has the graphs make of
+    them what they read. linked: tensors that lie in other files of the folder already."""
+    graphs, linked = list(graphs), linked or {}
+    needed = sorted(
+        {
+            part
+            for model, weights in graphs
+            for p in _pointers(model)
+            for part in weights[p.name].parts
+        }
+    )
+    own = {n: (tensors[n].dtype, tuple(tensors[n].shape)) for n in needed if n not in linked}
+    order, places = _layout(own, file.name)
+    if own:
+        _write(file, own, order, (tensors[name].contiguous() for name in order))
+    for model, weights in graphs:
+        _restore(model, weights, tensors, {**linked, **places})
 
 
 def _restore(
-    name: str, wanted: str, widen: bool, turned: bool, shape: TensorProto | None
-) -> list[onnx.NodeProto]:
-    """Nodes that make the initializer `wanted` out of the stored weight `name`."""
+    model: onnx.ModelProto,
+    weights: Mapping[str, Weight],
+    tensors: Mapping[str, torch.Tensor],
+    places: Mapping[str, Place],
+) -> None:
+    """Has nodes make the initializers out of the checkpoint's tensors."""
+    nodes, raw = [], dict[str, TensorProto]()
+    wanted = [(p.name, p.data_type, weights[p.name]) for p in _pointers(model)]
+    kept = [i for i in model.graph.initializer if i.data_location != TensorProto.EXTERNAL]
+    for name, element, weight in wanted:
+        parts = []
+        for part in weight.parts:
+            tensor = tensors[part]
+            if part not in raw:
+                raw[part] = TensorProto(
+                    name=f"{part}@",
+                    data_type=_ELEMENTS[tensor.dtype],
+                    dims=tensor.shape,
+                    data_location=TensorProto.EXTERNAL,
+                )
+                _point(raw[part], places[part])
+            parts.append(raw[part].name)
+        nodes += _formation(name, element, weight, parts, tensors[weight.parts[0]], kept)
+    whole = [*nodes, *model.graph.node]
+    del model.graph.initializer[:], model.graph.node[:]
+    model.graph.initializer.extend([*kept, *raw.values()])
+    model.graph.node.extend(whole)
+
+
+def _formation(
+    name: str,
+    element: int,
+    weight: Weight,
+    parts: list[str],
+    first: torch.Tensor,
+    constants: list[TensorProto],
+) -> Iterator[onnx.NodeProto]:
+    """Nodes that make the initializer `name` of the raw tensors `parts`."""
     steps: list[tuple[str, list[str], dict[str, object]]] = []
-    if widen:
-        steps.append(("Cast", [], {"to": TensorProto.FLOAT}))
-    if turned:
+    if len(parts) > 1:
+        steps.append(("Concat", parts, {"axis": 0}))
+    if _ELEMENTS[first.dtype] != element:
+        steps.append(("Cast", [], {"to": element}))
+    if weight.turned:
         steps.append(("Transpose", [], {"perm": [1, 0]}))
-    if shape is not None:
-        steps.append(("Reshape", [shape.name], {}))
+    elif len(parts) == 1 and tuple(first.shape) != weight.shape:
+        constants.append(
+            helper.make_tensor(
+                f"{name}@shape", TensorProto.INT64, [len(weight.shape)], weight.shape
+            )
+        )
+        steps.append(("Reshape", [f"{name}@shape"], {}))
     if not steps:
-        return [helper.make_node("Identity", [name], [wanted])] if name != wanted else []
-    nodes, source = [], name
+        steps.append(("Identity", [], {}))
+    source = parts[0]
     for k, (operator, others, attributes) in enumerate(steps):
-        target = wanted if k + 1 == len(steps) else f"{wanted}.{operator}"
-        nodes.append(helper.make_node(operator, [source, *others], [target], **attributes))
+        target = name if k + 1 == len(steps) else f"{name}@{operator}"
+        inputs = others if operator == "Concat" else [source, *others]
+        yield helper.make_node(operator, inputs, [target], target, **attributes)
         source = target
-    return nodes
 
 
-def _places(file: Path) -> dict[str, tuple[int, int]]:
-    """Each tensor's first and last byte in a safetensors file."""
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(length))
-    return {
-        name: tuple(8 + length + offset for offset in entry["data_offsets"])
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
+def _pointers(model: onnx.ModelProto) -> list[TensorProto]:
+    return [i for i in model.graph.initializer if i.data_location == TensorProto.EXTERNAL]
+
+
+def _point(pointer: TensorProto, place: Place) -> None:
+    del pointer.external_data[:]
+    for key, value in (
+        ("location", place.file),
+        ("offset", place.offset),
+        ("length", place.length),
+    ):
+        pointer.external_data.add(key=key, value=str(value))
+
+
+def _free(name: str, taken: Mapping[str, object]) -> str:
+    free, k = name, 1
+    while free in taken:
+        k += 1
+        free = f"{name}.{k}"
+    return free
+
+
+def _layout(
+    sizes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], file: str
+) -> tuple[list[str], dict[str, Place]]:
+    """The tensors' order in a file, the widest elements first, and their places."""
+    order = sorted(sizes, key=lambda name: (-sizes[name][0].itemsize, name))
+    offset, places = len(_header(sizes, order)), {}
+    for name in order:
+        dtype, shape = sizes[name]
+        places[name] = Place(file, offset, prod(shape) * dtype.itemsize)
+        offset += places[name].length
+    return order, places
+
+
+def _header(sizes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], order: list[str]) -> bytes:
+    entries, offset = {}, 0
+    for name in order:
+        dtype, shape = sizes[name]
+        end = offset + prod(shape) * dtype.itemsize
+        entries[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _write(
+    file: Path,
+    sizes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    order: list[str],
+    tensors: Iterable[torch.Tensor],
+) -> None:
+    """A safetensors file, a tensor at a time: no more than one is held in memory."""
+    with file.open("wb") as stream:
+        stream.write(_header(sizes, order))
+        for tensor in tensors:
+            stream.write(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    file.chmod(0o644)

@@ -1,0 +1,197 @@
+"""Half precision: which tensors bear it, and a graph typed for it.
+
+A graph says the type of everything (TensorRT 11 has no precision flags: what is written is what
+runs). A tensor whose values come near the end of float16 stays float32, as do the operators that
+touch it; what accumulates (norms, softmax) or is exact (angles of the time, pixels) does so in
+float32 in any case. Inputs and outputs are float32 at every precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from .graph import Weight
+
+PRECISIONS = {
+    "fp32": TensorProto.FLOAT,
+    "fp16": TensorProto.FLOAT16,
+    "bf16": TensorProto.BFLOAT16,
+}
+LARGEST = 65504.0  # of float16
+HEADROOM = 4.0  # other prompts reach higher than those that were looked at
+# Operators that sum or exponentiate many values, where they are not one fused operator that
+# accumulates in float32 by itself.
+EXACT_OPERATORS = {"Softmax", "InstanceNormalization", "Cos", "Sin"}
+# Angles up to 1000, whose sines float16 would make noise of; pixels, of which 255 are told apart.
+EXACT_NAMES = ("time_proj", "add_time_proj", "guidance", "sizes", "pixels", "unscaled")
+_OTHER_TYPES = {"Shape": TensorProto.INT64, "ArgMax": TensorProto.INT64, "Equal": TensorProto.BOOL}
+_FLOATS = set(PRECISIONS.values())
+
+
+def types(model: onnx.ModelProto) -> dict[str, int]:
+    """Each tensor's element type (TensorProto.DataType)."""
+    graph = model.graph
+    known = {i.name: i.data_type for i in graph.initializer}
+    known |= {value.name: value.type.tensor_type.elem_type for value in graph.input}
+    for node in graph.node:
+        kind = _OTHER_TYPES.get(node.op_type)
+        if node.op_type == "Cast":
+            kind = next(a.i for a in node.attribute if a.name == "to")
+        for output in node.output:
+            known[output] = known[node.input[0]] if kind is None else kind
+    return known
+
+
+def magnitudes(file: Path, feeds: Iterable[Mapping[str, NDArray[np.generic]]]) -> dict[str, float]:
+    """The largest magnitude of every float32 tensor that the graph in `file` computes, over all
+    the inputs given. Not finite where float32 itself overflows."""
+    import onnxruntime
+
+    model = onnx.load(file, load_external_data=False)
+    floats = {name for name, kind in types(model).items() if kind == TensorProto.FLOAT}
+    names = [o for node in model.graph.node for o in node.output if o in floats]
+    del model.graph.output[:]
+    for name in names:
+        size = f"{name}@magnitude"
+        model.graph.node.append(helper.make_node("Abs", [name], [f"{name}@abs"]))
+        model.graph.node.append(helper.make_node("ReduceMax", [f"{name}@abs"], [size], keepdims=0))
+        model.graph.output.append(helper.make_tensor_value_info(size, TensorProto.FLOAT, []))
+    looked_at = file.with_suffix(".magnitudes.onnx")  # beside the weights that it points into
+    looked_at.write_bytes(model.SerializeToString())
+    options: Any = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    try:
+        session = onnxruntime.InferenceSession(
+            str(looked_at), options, providers=["CPUExecutionProvider"]
+        )
+    finally:
+        looked_at.unlink()
+    largest = dict.fromkeys(names, 0.0)
+    for feed in feeds:
+        for name, value in zip(names, session.run(None, dict(feed)), strict=True):
+            # max() would drop a NaN.
+            largest[name] = float(np.maximum(largest[name], np.nan_to_num(value, nan=np.inf)))
+    return largest
+
+
+def too_large(largest: Mapping[str, float], precision: str) -> tuple[str, ...]:
+    """The tensors that stay float32."""
+    if precision != "fp16":  # bfloat16 reaches as far as float32
+        return ()
+    return tuple(name for name, value in largest.items() if not value * HEADROOM < LARGEST)
+
+
+def convert(
+    model: onnx.ModelProto, weights: Mapping[str, Weight], precision: str, kept: Sequence[str]
+) -> dict[str, Weight]:
+    """Types the float32 graph for a precision, with the tensors `kept` in float32.
+
+    `model` is changed; the weights of its initializers are returned.
+    """
+    if precision == "fp32":
+        return dict(weights)
+    return _Typing(model, weights, PRECISIONS[precision], frozenset(kept)).run()
+
+
+class _Typing:
+    """One graph on its way to half precision."""
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        weights: Mapping[str, Weight],
+        half: int,
+        kept: frozenset[str],
+    ) -> None:
+        self.graph, self.half, self.kept = model.graph, half, kept
+        self.weights, self.known = weights, types(model)
+        self.initializers = {i.name: i for i in self.graph.initializer}
+        self.made: dict[tuple[str, int], str] = {}  # a tensor in a type → its name there
+        self.nodes: list[onnx.NodeProto] = []
+        self.typed: list[TensorProto] = []
+        self.of: dict[str, Weight] = {}
+
+    def run(self) -> dict[str, Weight]:
+        outputs = {o.name: f"{o.name}@half" for o in self.graph.output}
+        for node in list(self.graph.node):
+            self._node(node)
+        for output in self.graph.output:
+            if self.known[output.name] in _FLOATS - {TensorProto.FLOAT}:
+                inner = outputs[output.name]
+                for node in self.nodes:
+                    for names in (node.input, node.output):
+                        for k, name in enumerate(names):
+                            if name == output.name:
+                                names[k] = inner
+                self.nodes.append(_cast(inner, output.name, TensorProto.FLOAT))
+        del self.graph.node[:], self.graph.initializer[:]
+        self.graph.node.extend(self.nodes)
+        self.graph.initializer.extend(self.typed)
+        return self.of
+
+    def _node(self, node: onnx.NodeProto) -> None:
+        floats = [name for name in (*node.input, *node.output) if self._float(name)]
+        exact = (
+            node.op_type in EXACT_OPERATORS
+            or any(name in self.kept for name in floats)
+            or any(node.name.startswith(prefix) for prefix in EXACT_NAMES)
+        )
+        kind = TensorProto.FLOAT if exact else self.half
+        for k, name in enumerate(node.input):
+            scales = node.op_type == "Resize" and k == 2  # always float32
+            wanted = TensorProto.FLOAT if scales else kind
+            if name:
+                node.input[k] = self._as(name, wanted)
+        if node.op_type == "Cast":
+            to = next(a for a in node.attribute if a.name == "to")
+            if to.i == TensorProto.FLOAT:
+                to.i = kind
+        for name in node.output:
+            if self._float(name):
+                self.known[name] = kind
+        if node.op_type == "Attention":
+            node.attribute.append(helper.make_attribute("softmax_precision", TensorProto.FLOAT))
+        self.nodes.append(node)
+
+    def _float(self, name: str) -> bool:
+        return self.known.get(name) in _FLOATS
+
+    def _as(self, name: str, wanted: int) -> str:
+        """The tensor in that type, cast or stored in it where it is not."""
+        kind = wanted if self._float(name) else self.known[name]
+        if name in self.initializers:
+            if (name, kind) not in self.made:
+                self.made[name, kind] = self._store(name, kind)
+            return self.made[name, kind]
+        if self.known[name] == kind:
+            return name
+        if (name, kind) not in self.made:
+            self.made[name, kind] = f"{name}@{'f32' if kind == TensorProto.FLOAT else 'half'}"
+            self.nodes.append(_cast(name, self.made[name, kind], kind))
+        return self.made[name, kind]
+
+    def _store(self, name: str, kind: int) -> str:
+        stored = TensorProto()
+        stored.CopyFrom(self.initializers[name])
+        both = any(known == name for known, _ in self.made)
+        stored.name = f"{name}@{kind}" if both else name
+        if name in self.weights:
+            stored.data_type = kind
+            self.of[stored.name] = self.weights[name]
+        elif kind != stored.data_type:
+            values = numpy_helper.to_array(stored).astype(helper.tensor_dtype_to_np_dtype(kind))
+            stored.CopyFrom(numpy_helper.from_array(values, stored.name))
+        self.typed.append(stored)
+        return stored.name
+
+
+def _cast(source: str, target: str, kind: int) -> onnx.NodeProto:
+    return helper.make_node("Cast", [source], [target], target, to=kind)
