@@ -56,6 +56,13 @@ class Graph:
         self._names.add(name)
         return name
 
+    def inputs(self) -> dict[str, list[int | str]]:
+        """The inputs' shapes."""
+        return {
+            value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+            for value in self._inputs
+        }
+
     def output(self, name: str, dtype: str, shape: Sequence[int | str], value: str) -> None:
         """Gives a computed value out under `name`."""
         self._outputs.append(helper.make_tensor_value_info(name, ELEMENTS[dtype], shape))
