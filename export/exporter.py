@@ -1,5 +1,5 @@
-"""Checkpoint in, bundle out: traces every network, checks it against its module, and lays the
-bundle down whole."""
+"""Checkpoint in, bundle out: writes every network's graph and weights, checks them against torch,
+and lays the bundle down whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,54 +10,359 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import onnx
-import torch
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
-from .. import __version__, bundle
-from ..backends import open_engine
-from ..bundle import Betas, Bundle, Context, Defaults, Difference, Manifest, Network, Sizes
-from ..errors import CheckpointError, OutputError, SdfastError
-from ..tensors import Tensor
-from . import graphs, weights
-from .checkpoint import Checkpoint, read
+from .. import bundle
+from ..bundle import Bundle, Difference, Graph, Manifest, Network, Tokenizer
+from ..errors import CheckpointError, OutputError
+from ..pipeline import Pipeline
+from ..tensors import TensorSpec
+from . import drawing, embeddings, links, lora, manifest, precision, sources, verify, weights
+from .components import Checkpoint, Component
+from .graph import OPSET, operators
+from .plan import Planned, plan
+from .recipes import Recipe, for_checkpoint
+from .settings import Settings
 
-# How far a network may be from its module: float32 sums in another order over some hundred layers.
-LARGEST_RELATIVE = 1e-3
-LARGEST_LEVELS = 1.0  # of a u8 picture: one where rounding falls to the other side
+Progress = Callable[[str, int, int], None]
 _TEMPORARY = ".sdfast-export-"
+_OFF = Difference(0.0, 0.0, 0.0, 1.0)
 
 
 def export_checkpoint(
-    checkpoint: Path,
-    destination: Path,
-    overwrite: bool,
-    progress: Callable[[str, int, int], None],
+    source: str | Path, destination: Path, settings: Settings, progress: Progress
 ) -> Bundle:
     """See `sdfast.export.export`."""
-    _check_destination(destination, overwrite)
-    stages = len(bundle.NETWORKS) + 2
-    progress("reading the checkpoint", 0, stages)
+    _check_destination(destination, settings.overwrite)
+    progress("reading the checkpoint", 0, 1)
     with _quiet():
-        source = read(checkpoint)
-    with _new_folder(destination) as folder:
-        networks = {}
-        for k, (name, network) in enumerate(graphs.sources(source).items()):
-            progress(f"exporting {name}", k + 1, stages)
-            networks[name] = _export_network(name, network, folder)
-        progress("writing the bundle", stages - 1, stages)
-        (folder / "tokenizer").mkdir()
-        shutil.copyfile(source.tokenizer, folder / "tokenizer" / "tokenizer.json")
-        manifest = _manifest(destination.resolve().name, source, networks, folder)
-        bundle.write(folder, manifest)
-        bundle.check_files(folder, bundle.parse(folder / bundle.MANIFEST))
-        _sync(folder)
-    progress("done", stages, stages)
+        checkpoint, notes = _read(source, settings)
+        recipe = settings.recipe or for_checkpoint(checkpoint, settings.backend)
+        with _new_folder(destination) as folder:
+            work = _Work(checkpoint, recipe, settings, folder, progress)
+            whole = work.run(destination.resolve().name, notes)
+            bundle.write(folder, whole)
+            work.draw(whole)
+            bundle.check_files(folder, bundle.parse(folder / bundle.MANIFEST))
+            _sync(folder)
+    progress("done", work.stages, work.stages)
     return bundle.load(destination.resolve())
+
+
+def _read(source: str | Path, settings: Settings) -> tuple[Checkpoint, tuple[str, ...]]:
+    """The checkpoint with what is merged into it, and what to tell of that."""
+    checkpoint = sources.read(
+        source,
+        revision=settings.revision,
+        family=settings.family,
+        prediction=settings.prediction,
+        vae=settings.vae,
+        tokenizer=settings.tokenizer,
+        allow_pickle=settings.allow_pickle,
+    )
+    notes = []
+    for file, weight in settings.loras:
+        checkpoint, report = lora.merge(checkpoint, file, weight)
+        notes.append(f"LoRA {report}")
+    for file in settings.embeddings:
+        checkpoint, report = embeddings.add(checkpoint, file)
+        notes.append(f"embedding {report}")
+    if settings.preview is not None:
+        preview = sources.read_vae(
+            settings.preview, checkpoint.family, allow_pickle=settings.allow_pickle
+        )
+        parts = {**checkpoint.components, "preview": preview}
+        checkpoint = replace(checkpoint, components=parts)
+    return checkpoint, tuple(notes)
+
+
+@dataclass
+class _Work:
+    """One export on its way."""
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+    settings: Settings
+    folder: Path
+    progress: Progress
+    done: int = 0
+
+    def __post_init__(self) -> None:
+        found = plan(self.checkpoint, self.recipe.options)
+        wanted = set(self.recipe.networks)
+        hoisted = {"time_projection", "context_projection", "preview_decoder"}
+        self.plans = {
+            part: [p for p in networks if p.name in wanted | hoisted]
+            for part, networks in found.items()
+        }
+        self.plans = {part: networks for part, networks in self.plans.items() if networks}
+        self.unit = manifest.unit(self.checkpoint)
+        self.verifies = self.settings.graph_from is None
+        self.stages = sum(map(len, self.plans.values())) + 3
+
+    def run(self, name: str, notes: tuple[str, ...]) -> Manifest:
+        """Writes all files but bundle.json, and returns what that says."""
+        described = manifest.describe(name, self.checkpoint, self.recipe.defaults)
+        self.drawn = self._drawn(described)
+        linked = links.link(self.checkpoint, self.folder) if self.settings.link else {}
+        networks: dict[str, Network] = {}
+        for part, planned in self.plans.items():
+            networks |= self._component(part, planned, linked.get(part, {}))
+        if self.settings.graph_from is not None:
+            notes += (_same_graphs(networks, self.folder, self.settings.graph_from),)
+        tokenizers = self._tokenizers()
+        self._tell("computing checksums")
+        return replace(
+            described,
+            networks=networks,
+            tokenizers=tokenizers,
+            files=dict(bundle.digests(self.folder)),
+            source={**described.source, "recipe": self.recipe.name},
+            notes=notes,
+        )
+
+    def draw(self, whole: Manifest) -> None:
+        """Draws torch's picture with the bundle, and refuses it where the two differ."""
+        if self.drawn is None:
+            return
+        self._tell("drawing a picture")
+        pipeline = Pipeline(Bundle(self.folder, whole), "onnxruntime", 0)
+        got = np.asarray(pipeline(drawing.request(pipeline.bundle)).images[0])
+        pipeline.close()
+        decibels = verify.psnr(got, self.drawn.image)
+        coarsest = min(verify.BOUNDS[n.precision].decibels for n in whole.networks.values())
+        if not decibels >= coarsest:
+            raise CheckpointError(
+                f"the picture drawn by the exported networks is {decibels:.1f} dB from torch's; "
+                f"{coarsest:g} is the least: export in a wider precision (--precision fp32)"
+            )
+        note = f"picture of {drawing.STEPS} steps: {decibels:.1f} dB from torch's"
+        bundle.write(self.folder, replace(whole, notes=(*whole.notes, note)))
+
+    def _drawn(self, described: Manifest) -> drawing.Drawing | None:
+        """torch's picture, where the checkpoint draws from text alone."""
+        needed = {"unet", "vae_decoder"} <= set(self.recipe.networks)
+        if not self.verifies or self.checkpoint.task != "text" or not needed:
+            return None
+        if self._precision("unet") == "bf16":  # no runtime of this machine draws with it
+            return None
+        self._tell("drawing a picture with torch")
+        every = plan(self.checkpoint, self.recipe.options)
+        return drawing.draw(self.checkpoint, every, Bundle(self.folder, described))
+
+    def _component(
+        self, part: str, planned: list[Planned], linked: Mapping[str, weights.Place]
+    ) -> dict[str, Network]:
+        """Every network of a component, in one file of weights."""
+        component = self.checkpoint.components[part]
+        examples: dict[str, list[verify.Example]] = {}
+        if self.verifies:
+            module = component.module()
+            examples = {p.name: verify.examples(p, module, self.unit) for p in planned}
+            del module
+        kept = {p.name: self._kept(p, planned, component) for p in planned}
+        models, forms = {}, {}
+        for p in planned:
+            models[p.name] = p.graph.model()
+            forms[p.name] = precision.convert(
+                models[p.name], p.graph.weights, self._precision(p.name), kept[p.name]
+            )
+        stored = self._lay(part, [(models[p.name], forms[p.name]) for p in planned], linked)
+        for p in planned:
+            (self.folder / f"{p.name}.onnx").write_bytes(
+                models[p.name].SerializeToString(deterministic=True)
+            )
+        opened = _Opened(self.folder, planned, self._precision)
+        made = {}
+        for p in planned:
+            self._tell(f"exporting {p.name}")
+            found = self._checked(p, component, opened, examples.get(p.name, []))
+            made[p.name] = self._network(
+                p, models[p.name], forms[p.name], stored, kept[p.name], found
+            )
+        return made
+
+    def _lay(
+        self,
+        part: str,
+        graphs: list[tuple[onnx.ModelProto, Mapping[str, weights.Weight]]],
+        linked: Mapping[str, weights.Place],
+    ) -> tuple[str, ...]:
+        """Writes the weights; returns the files that the graphs point into."""
+        tensors = self.checkpoint.components[part].weights
+        file = self.folder / f"{part}.safetensors"
+        if self.settings.link or self.recipe.layout == "checkpoint":
+            weights.as_checkpoint(graphs, tensors, file, linked)
+        else:
+            weights.as_graph(graphs, tensors, file)
+        return weights.files(model for model, _ in graphs)
+
+    def _kept(self, p: Planned, planned: list[Planned], component: Component) -> tuple[str, ...]:
+        """The tensors that real prompts, or else random inputs, make too large for float16."""
+        if self._precision(p.name) != "fp16":
+            return ()
+        if not self.verifies:
+            return _committed(self.settings.graph_from).networks[p.name].kept
+        self._tell(f"looking for what float16 cannot hold in {p.name}", advance=0)
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix="calibration-") as place:
+            exact = Path(place)
+            graphs = [(q.graph.model(), q.graph.weights) for q in planned]
+            weights.as_checkpoint(graphs, component.weights, exact / "weights.safetensors")
+            for q, (model, _) in zip(planned, graphs, strict=True):
+                (exact / f"{q.name}.onnx").write_bytes(model.SerializeToString())
+            opened = _Opened(exact, planned, lambda name: "fp32")
+            seen = self.drawn.seen.get(p.name) if self.drawn else None
+            if seen is None:
+                inputs = [verify.random_inputs(p, p.shapes(1, 4 * self.unit, 4 * self.unit), 0)]
+            else:
+                inputs = [self._adapted(p, values) for values in seen]
+            feeds = [verify.feed(p, values, opened.hoisted) for values in inputs]
+            largest = precision.magnitudes(exact / f"{p.name}.onnx", feeds)
+        return precision.too_large(largest, "fp16")
+
+    def _adapted(self, p: Planned, values: verify.Values) -> verify.Values:
+        """What a run brought, and random values for what it had no need of."""
+        rows, _, height, width = (
+            (*values["latent"].shape, *(1,) * 4)[:4] if "latent" in values else (1, 0, 8, 8)
+        )
+        others = verify.random_inputs(p, p.shapes(rows, height, width), 0)
+        return {**{n: v for n, v in others.items() if n in p.plain.inputs()}, **values}
+
+    def _checked(
+        self, p: Planned, component: Component, opened: _Opened, examples: list[verify.Example]
+    ) -> Difference:
+        file, kind = self.folder / f"{p.name}.onnx", self._precision(p.name)
+        try:
+            onnx.checker.check_model(str(file))
+        except onnx.checker.ValidationError as error:
+            raise CheckpointError(f"the graph of {p.name} is not valid ({error})") from error
+        if not examples:
+            return _committed(self.settings.graph_from).networks[p.name].difference
+        found = verify.difference(opened.network(p.name), p, examples, opened.hoisted)
+        if not verify.within(found, kind, "image" in examples[0].expected):
+            where = verify.first_layer(
+                file, kind, p, component.module(), examples[0], opened.hoisted
+            )
+            raise verify.refuse(p.name, found, where)
+        if p.name not in opened.projections:
+            opened.close(p.name)
+        return found
+
+    def _network(
+        self,
+        p: Planned,
+        model: onnx.ModelProto,
+        form: Mapping[str, weights.Weight],
+        stored: tuple[str, ...],
+        kept: tuple[str, ...],
+        found: Difference,
+    ) -> Network:
+        options = self.recipe.options
+        named = tuple(name for name, value in vars(options).items() if value)
+        parts = {part for weight in form.values() for part in weight.parts}
+        tensors = {n: s for n, s in p.graph.shapes.items() if n in parts}
+        return Network(
+            file=f"{p.name}.onnx",
+            weights=stored,
+            inputs=_specs(model.graph.input),
+            outputs=_specs(model.graph.output),
+            parameters=sum(int(np.prod(shape)) for shape in tensors.values()),
+            precision=self._precision(p.name),
+            kept=kept,
+            difference=found,
+            graph=Graph(OPSET, named, operators(model), operators(p.plain.model())),
+        )
+
+    def _precision(self, network: str) -> str:
+        hoisted = network.endswith("_projection") or network == "unet_adapters"
+        name = "unet" if hoisted else "vae_decoder" if network == "preview_decoder" else network
+        return self.settings.precision or self.recipe.precision.get(name, "fp32")
+
+    def _tokenizers(self) -> dict[str, Tokenizer]:
+        made = {}
+        for name, tokenizer in self.checkpoint.tokenizers.items():
+            place = self.folder / name
+            place.mkdir()
+            tokenizer.save(str(place / "tokenizer.json"))
+            encoder = name.replace("tokenizer", "text_encoder")
+            made[encoder] = Tokenizer(f"{name}/tokenizer.json")
+        return made
+
+    def _tell(self, stage: str, advance: int = 1) -> None:
+        self.progress(stage, self.done, self.stages)
+        self.done += advance
+
+
+class _Opened:
+    """The networks of a component as functions, opened when they are first called."""
+
+    def __init__(
+        self, folder: Path, planned: list[Planned], precision_of: Callable[[str], str]
+    ) -> None:
+        self._folder, self._precision, self._found = (
+            folder,
+            precision_of,
+            dict[str, verify.Compute](),
+        )
+        outputs = {"time_projection": "time", "context_projection": "keys_values"}
+        self.projections = {p.name: outputs[p.name] for p in planned if p.name in outputs}
+        self._inputs = {p.name: p.graph.inputs() for p in planned}
+
+    def network(self, name: str) -> verify.Compute:
+        if name not in self._found:
+            file = self._folder / f"{name}.onnx"
+            self._found[name] = verify.opened(file, self._precision(name))
+        return self._found[name]
+
+    def close(self, name: str) -> None:
+        """Frees what a network takes."""
+        self._found.pop(name, None)
+
+    @cached_property
+    def hoisted(self) -> dict[str, verify.Compute]:
+        """What gives the U-Net's hoisted inputs, by their names."""
+
+        def given(network: str) -> verify.Compute:
+            wanted = self._inputs[network]
+            return lambda arrays: self.network(network)({n: arrays[n] for n in wanted})
+
+        return {output: given(network) for network, output in self.projections.items()}
+
+
+def _committed(folder: Path | None) -> Manifest:
+    """The manifest of the bundle whose graphs are taken."""
+    assert folder is not None
+    return bundle.parse(folder / bundle.MANIFEST)
+
+
+def _same_graphs(networks: Mapping[str, Network], folder: Path, other: Path) -> str:
+    """Raises CheckpointError unless the new graphs are the other bundle's, byte for byte."""
+    theirs = _committed(other)
+    for name, network in networks.items():
+        old = theirs.networks.get(name)
+        if old is None or (folder / network.file).read_bytes() != (other / old.file).read_bytes():
+            raise CheckpointError(
+                f"the checkpoint's {name} is not of the architecture, layout and precision of "
+                f"{other}'s: export it without --graph-from"
+            )
+    return f"graphs of {theirs.name}"
+
+
+def _specs(values: object) -> dict[str, TensorSpec]:
+    kinds = {1: "f32", 2: "u8", 6: "i32"}
+    return {
+        value.name: TensorSpec(
+            kinds[value.type.tensor_type.elem_type],
+            tuple(d.dim_value or None for d in value.type.tensor_type.shape.dim),
+        )
+        for value in values  # type: ignore[attr-defined]
+    }
 
 
 def _check_destination(destination: Path, overwrite: bool) -> None:
@@ -105,121 +410,6 @@ def _sync(folder: Path) -> None:
         handle = os.open(file, os.O_RDONLY)
         os.fsync(handle)
         os.close(handle)
-
-
-def _export_network(name: str, source: graphs.Source, folder: Path) -> Network:
-    graph, stored = folder / f"{name}.onnx", folder / f"{name}.safetensors"
-    with _quiet():
-        model = graphs.trace(source)
-    parameters = weights.move_out(model, source.weights, stored)
-    graph.write_bytes(model.SerializeToString(deterministic=True))
-    try:
-        onnx.checker.check_model(str(graph))
-        engine = open_engine(graph, "onnxruntime")
-    except (onnx.checker.ValidationError, SdfastError) as error:
-        raise CheckpointError(f"the graph of {name} is not valid ({error})") from error
-    difference = _difference(name, engine, source)
-    inputs, outputs = dict(engine.inputs), dict(engine.outputs)
-    engine.close()
-    return Network(graph.name, stored.name, inputs, outputs, parameters, difference)
-
-
-def _difference(name: str, engine: object, source: graphs.Source) -> Difference:
-    """The largest difference over random inputs at three shapes; raises beyond the bounds."""
-    worst = Difference(0.0, 0.0)
-    for seed, (batch, larger) in enumerate([(2, False), (1, False), (3, True)]):
-        inputs = graphs.example(source, batch, larger, seed)
-        with torch.no_grad():
-            expected = source.module(*inputs.values())
-        wanted = expected if isinstance(expected, tuple) else (expected,)
-        got = run(
-            engine, {k: v.numpy() for k, v in inputs.items()}, [w.numpy() for w in wanted], source
-        )
-        for a, b in zip(got, wanted, strict=True):
-            exact = b.numpy().astype(np.float64)
-            absolute = float(np.abs(a - exact).max())
-            relative = absolute / max(float(np.abs(exact).max()), 1e-12)
-            allowed = LARGEST_LEVELS if b.dtype is torch.uint8 else LARGEST_RELATIVE
-            if not (absolute if b.dtype is torch.uint8 else relative) <= allowed:
-                raise CheckpointError(
-                    f"{name} as exported differs from its module by {absolute:.3g} "
-                    f"({relative:.3g} relative): the checkpoint cannot be exported"
-                )
-            worst = Difference(max(worst.absolute, absolute), max(worst.relative, relative))
-    return worst
-
-
-def run(
-    engine: object,
-    inputs: Mapping[str, np.ndarray],
-    like: list[np.ndarray],
-    source: graphs.Source,
-) -> list[np.ndarray]:
-    """The engine's outputs for NumPy inputs; `like` gives their shapes and types."""
-    outputs = [np.empty_like(a, order="C") for a in like]
-    bound = {n: Tensor.from_dlpack(np.ascontiguousarray(a)) for n, a in inputs.items()}
-    bound |= {n: Tensor.from_dlpack(a) for n, a in zip(source.outputs, outputs, strict=True)}
-    engine.bind(bound)  # type: ignore[attr-defined]
-    engine.run()  # type: ignore[attr-defined]
-    return outputs
-
-
-def _manifest(
-    name: str, source: Checkpoint, networks: dict[str, Network], folder: Path
-) -> Manifest:
-    scheduler, unet, vae = source.scheduler, source.unet.config, source.vae.config
-    scale = graphs.image_scale(source.vae)
-    side = int(unet.sample_size) * scale
-    multiple = scale * graphs.downsampling(source.unet)
-    small = side < 512
-    if scheduler.get("trained_betas") is not None:
-        raise CheckpointError(
-            "scheduler_config.json has trained_betas; today's exporter takes betas by name"
-        )
-    try:
-        betas = Betas(
-            scheduler["beta_schedule"],
-            float(scheduler["beta_start"]),
-            float(scheduler["beta_end"]),
-            int(scheduler["num_train_timesteps"]),
-            bool(scheduler.get("rescale_betas_zero_snr", False)),
-        )
-    except KeyError as error:
-        raise CheckpointError(
-            f"scheduler_config.json lacks {error}: the noise schedule is not known"
-        ) from error
-    return Manifest(
-        schema_version=bundle.SCHEMA_VERSION,
-        name=name,
-        family="sd1",
-        prediction=scheduler.get("prediction_type", "epsilon"),
-        latent_scale=float(vae.scaling_factor),
-        betas=betas,
-        sizes=Sizes(
-            width=side,
-            height=side,
-            minimum=multiple * 2,
-            maximum=4 * side,
-            multiple=multiple,
-            channels=unet.in_channels,
-            scale=scale,
-        ),
-        context=Context(
-            tokens=source.text_encoder.config.max_position_embeddings,
-            width=unet.cross_attention_dim,
-        ),
-        defaults=Defaults("dpmpp_2m", "karras", 20, 4.0 if small else 7.0),
-        tokenizer="tokenizer/tokenizer.json",
-        networks=networks,
-        files=dict(bundle.digests(folder)),
-        source={
-            "checkpoint": source.path.resolve().name,
-            "exporter": f"sdfast {__version__}",
-            "torch": version("torch").partition("+")[0],
-            "diffusers": version("diffusers"),
-            "onnxscript": version("onnxscript"),
-        },
-    )
 
 
 @contextmanager

@@ -106,7 +106,7 @@ def _unet(component: Component, options: Options, pooled: int) -> list[Planned]:
 
 def _projection(name: str, graph: Graph, output: str, paths: list[str]) -> Planned:
     def reference(module: nn.Module, inputs: Values) -> Values:
-        with _outputs(module, paths) as seen:
+        with outputs(module, paths) as seen:
             _call(module, _unhoisted(module, inputs))
         return {output: torch.cat([seen[path] for path in paths], -1)}
 
@@ -126,9 +126,7 @@ def _controlnet(component: Component, options: Options, pooled: int) -> Planned:
     def reference(module: nn.Module, inputs: Values) -> Values:
         found = _call(module, inputs)
         scale = inputs["scale"].reshape(-1, 1, 1, 1)
-        residuals = {
-            f"residual_{k}": r * scale for k, r in enumerate(found.down_block_res_samples)
-        }
+        residuals = {f"residual_{k}": r * scale for k, r in enumerate(found.down_block_res_samples)}
         return residuals | {"residual_mid": found.mid_block_res_sample * scale}
 
     return Planned("controlnet", *graphs, _sides(graphs[0], config), reference)
@@ -178,7 +176,13 @@ def _sides(
     skips = unet.skips(graph)
 
     def shapes(batch: int, height: int, width: int) -> Mapping[str, tuple[int, ...]]:
-        known = {"rows": batch, "height": height, "width": width, "tokens": 77, "image_tokens": 4}
+        known: dict[str, int] = {
+            "rows": batch,
+            "height": height,
+            "width": width,
+            "tokens": 77,
+            "image_tokens": 4,
+        }
         known |= {"image_height": 8 * height, "image_width": 8 * width}
         for k, (channels, level) in [*enumerate(skips), ("mid", skips[-1])]:
             sides = (batch, channels, height >> level, width >> level)
@@ -235,7 +239,7 @@ def _call(module: Any, inputs: Values) -> Any:
 
 
 @contextmanager
-def _outputs(module: nn.Module, paths: list[str]) -> Any:
+def outputs(module: nn.Module, paths: list[str]) -> Any:
     """What these modules inside of `module` return while the block runs."""
     seen: Values = {}
 

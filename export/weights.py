@@ -100,6 +100,12 @@ def as_checkpoint(
         _restore(model, weights, tensors, {**linked, **places})
 
 
+def files(models: Iterable[onnx.ModelProto]) -> tuple[str, ...]:
+    """The files that graphs point into."""
+    places = (e for m in models for p in _pointers(m) for e in p.external_data)
+    return tuple(sorted({entry.value for entry in places if entry.key == "location"}))
+
+
 def _restore(
     model: onnx.ModelProto,
     weights: Mapping[str, Weight],

@@ -1,0 +1,93 @@
+"""What bundle.json says of a checkpoint, before there are networks."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from .. import __version__, bundle
+from ..bundle import Betas, Context, Defaults, Manifest, Sizes
+from ..errors import CheckpointError
+from .components import Checkpoint
+from .networks import vae
+
+
+def describe(name: str, checkpoint: Checkpoint, defaults: Defaults | None) -> Manifest:
+    """The manifest without networks, tokenizers and files. Raises CheckpointError."""
+    control = checkpoint.task == "control"
+    return Manifest(
+        schema_version=bundle.SCHEMA_VERSION,
+        name=name,
+        family=checkpoint.family,
+        task=checkpoint.task,
+        prediction=checkpoint.prediction,
+        latent_scale=1.0
+        if control
+        else float(checkpoint.components["vae"].config["scaling_factor"]),
+        betas=None if control else _betas(checkpoint),
+        sizes=_sizes(checkpoint),
+        context=None if control else _context(checkpoint),
+        defaults=None if control else defaults or _defaults(checkpoint),
+        tokenizers={},
+        networks={},
+        files={},
+        source={
+            "checkpoint": checkpoint.source,
+            "exporter": f"sdfast {__version__}",
+            **{library: version(library).partition("+")[0] for library in ("torch", "diffusers")},
+        },
+        notes=(),
+    )
+
+
+def unit(checkpoint: Checkpoint) -> int:
+    """What a latent's sides are multiples of: the U-Net halves them at each level but the last."""
+    denoiser = checkpoint.components.get("unet") or checkpoint.components["controlnet"]
+    return int(2 ** (len(denoiser.config["block_out_channels"]) - 1))
+
+
+def _betas(checkpoint: Checkpoint) -> Betas:
+    scheduler = checkpoint.scheduler
+    if scheduler.get("trained_betas") is not None:
+        raise CheckpointError(
+            "scheduler_config.json has trained_betas; betas can be exported by name alone:"
+            " linear, scaled_linear or squaredcos_cap_v2"
+        )
+    try:
+        return Betas(
+            scheduler["beta_schedule"],
+            float(scheduler["beta_start"]),
+            float(scheduler["beta_end"]),
+            int(scheduler["num_train_timesteps"]),
+            bool(scheduler.get("rescale_betas_zero_snr", False)),
+        )
+    except KeyError as error:
+        raise CheckpointError(
+            f"scheduler_config.json lacks {error}: the noise schedule is not known"
+        ) from error
+
+
+def _sizes(checkpoint: Checkpoint) -> Sizes:
+    parts = checkpoint.components
+    denoiser = parts.get("unet") or parts["controlnet"]
+    scale = vae.image_scale(parts["vae"].config) if "vae" in parts else 8
+    side = int(denoiser.config.get("sample_size") or 64) * scale
+    multiple = scale * unit(checkpoint)
+    channels = parts["vae"].config["latent_channels"] if "vae" in parts else 4
+    side = max(side // multiple, 2) * multiple
+    return Sizes(side, side, 2 * multiple, 4 * side, multiple, int(channels), scale)
+
+
+def _context(checkpoint: Checkpoint) -> Context:
+    encoders = [c for n, c in checkpoint.components.items() if n.startswith("text_encoder")]
+    second = checkpoint.components.get("text_encoder_2")
+    return Context(
+        tokens=int(encoders[0].config["max_position_embeddings"]),
+        width=sum(int(encoder.config["hidden_size"]) for encoder in encoders),
+        pooled=int(second.config["projection_dim"]) if second else None,
+        zeros_for_empty=checkpoint.family == "sdxl",
+    )
+
+
+def _defaults(checkpoint: Checkpoint) -> Defaults:
+    small = int(checkpoint.components["unet"].config.get("sample_size") or 64) < 64
+    return Defaults("dpmpp_2m", "karras", 20, 4.0 if small else 7.0)
