@@ -2,52 +2,92 @@
 
     NAME/bundle.json            this schema; every file's sha256
     NAME/*.onnx                 one graph a network
-    NAME/*.safetensors          its weights, which the graph points into as external data
+    NAME/*.safetensors          weights, which the graphs point into as external data
     NAME/tokenizer/tokenizer.json
 
-A bundle is checked when it is loaded: schema, paths (none leaves the folder), and the sha256 of
-every file, so that a damaged or altered bundle never reaches an engine.
+A bundle is checked when it is loaded: schema, paths (none leaves the folder), networks (each is
+given what it reads), and the sha256 of every file, so that a damaged or altered bundle never
+reaches an engine.
+
+Networks and their tensors are those of docs/design.md. What a network's `inputs` do not name it
+does not read: that alone tells the forms of a network apart, never the family.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import TypeVar
 
 from .errors import BundleError
+from .records import parsed
 from .schedules import NoiseSchedule
 from .tensors import TensorSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "bundle.json"
-NETWORKS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
+FAMILIES = ("sd1", "sd2", "sdxl", "sdxl-refiner")
+TASKS = ("text", "inpaint", "edit", "control")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
+PRECISIONS = ("fp32", "fp16", "bf16")
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+NETWORKS = (
+    *TEXT_ENCODERS,
+    "time_projection",
+    "context_projection",
+    "unet",
+    "unet_adapters",
+    "vae_decoder",
+    "vae_encoder",
+    "preview_decoder",
+    "controlnet",
+)
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The largest difference of a network's output to the module that it was exported from."""
+    """How far a network's outputs are from torch's in the precision of the checkpoint: the largest
+    absolute and relative difference, the mean absolute difference, the cosine similarity."""
 
     absolute: float
     relative: float
+    mean: float
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What a graph is made of: its opset, the options that it was exported with, how often each
+    operator occurs in it, and how often in the same network with every option off."""
+
+    opset: int
+    options: tuple[str, ...]
+    operators: dict[str, int]
+    plain: dict[str, int]
 
 
 @dataclass(frozen=True)
 class Network:
-    """One graph: its file, its weights' file, its tensors, and how far it is from its module."""
+    """One graph: its file, the files of weights that it points into, and its tensors.
+
+    precision: one of PRECISIONS, which its layers compute in but for those of `kept`, in float32
+    """
 
     file: str
-    weights: str
+    weights: tuple[str, ...]
     inputs: dict[str, TensorSpec]
     outputs: dict[str, TensorSpec]
     parameters: int
+    precision: str
+    kept: tuple[str, ...]
     difference: Difference
+    graph: Graph
 
 
 @dataclass(frozen=True)
@@ -89,10 +129,21 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Context:
-    """What the text encoder reads, in tokens, and the width of the context that it writes."""
+    """What the text encoders read, in tokens, and the widths of the context and of the pooled
+    text (None without) that they write. zeros_for_empty: whether an empty negative prompt is not
+    encoded but stands for zeros, as SDXL was trained."""
 
     tokens: int
     width: int
+    pooled: int | None
+    zeros_for_empty: bool
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """The tokenizer.json of one text encoder; encoders differ in what they pad with."""
+
+    file: str
 
 
 @dataclass(frozen=True)
@@ -107,21 +158,33 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Manifest:
-    """bundle.json."""
+    """bundle.json.
+
+    family: one of FAMILIES; task: one of TASKS; prediction: one of PREDICTIONS
+    latent_scale: what the VAE's latents are multiplied by
+    betas, context, defaults: None only where the task is "control", whose one network draws
+        nothing by itself
+    tokenizers: by text encoder
+    files: the sha256 of every other file, by relative path
+    source: what it was exported from, and with what
+    notes: what the export reported, as LoRA merged and layers kept in float32
+    """
 
     schema_version: int
     name: str
     family: str
+    task: str
     prediction: str
     latent_scale: float
-    betas: Betas
+    betas: Betas | None
     sizes: Sizes
-    context: Context
-    defaults: Defaults
-    tokenizer: str
+    context: Context | None
+    defaults: Defaults | None
+    tokenizers: dict[str, Tokenizer]
     networks: dict[str, Network]
     files: dict[str, str]
     source: dict[str, str]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -140,8 +203,25 @@ class Bundle:
         return self.manifest.sizes
 
     @property
+    def betas(self) -> Betas:
+        """Raises BundleError where the bundle draws nothing by itself; so do the next two."""
+        return self._needed(self.manifest.betas)
+
+    @property
+    def context(self) -> Context:
+        return self._needed(self.manifest.context)
+
+    @property
     def defaults(self) -> Defaults:
-        return self.manifest.defaults
+        return self._needed(self.manifest.defaults)
+
+    def _needed(self, found: _T | None) -> _T:
+        if found is None:
+            raise BundleError(
+                f"bundle {self.name} is for task {self.manifest.task} and draws no pictures by "
+                "itself: use one of another task"
+            )
+        return found
 
     def network(self, name: str) -> Path:
         """The graph's file of one of NETWORKS. Raises BundleError when the bundle has none."""
@@ -161,7 +241,7 @@ def parse(file: Path) -> Manifest:
     """bundle.json as a Manifest. Raises BundleError when it is damaged or of another schema."""
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{file} cannot be read ({error}): export the bundle again") from error
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if version != SCHEMA_VERSION:
@@ -170,7 +250,7 @@ def parse(file: Path) -> Manifest:
             "the checkpoint again with it"
         )
     try:
-        manifest: Manifest = _parsed(Manifest, raw, "")
+        manifest: Manifest = parsed(Manifest, raw)
         _check(manifest)
     except ValueError as error:
         raise BundleError(f"{file} is damaged ({error}): export the bundle again") from error
@@ -206,64 +286,108 @@ def sha256(file: Path) -> str:
 
 
 def _check(manifest: Manifest) -> None:
-    sizes = manifest.sizes
-    missing = [name for name in NETWORKS if name not in manifest.networks]
-    used = {manifest.tokenizer}
-    for network in manifest.networks.values():
-        used |= {network.file, network.weights}
-    inside = all(
-        not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
-        for name in manifest.files
-    )
-    conditions = {
-        f"networks lacks {', '.join(missing)}": not missing,
-        "files lacks a network's or the tokenizer's file": used <= set(manifest.files),
-        "a path of files leads out of the folder": inside,
-        f"prediction must be one of {', '.join(PREDICTIONS)}": manifest.prediction in PREDICTIONS,
-        "a size is not positive": min(asdict(sizes).values()) > 0,
-        "a default size is out of range": all(
-            sizes.minimum <= side <= sizes.maximum and side % max(sizes.multiple, 1) == 0
-            for side in (sizes.width, sizes.height)
-        ),
-        "latent_scale must be above 0": manifest.latent_scale > 0,
-        "betas.count must be from 2 to 100000": 2 <= manifest.betas.count <= 100_000,
-        "context must be positive": manifest.context.tokens > 2 and manifest.context.width > 0,
-    }
-    for problem, holds in conditions.items():
-        if not holds:
+    for wrong in (_wrong_values, _wrong_files, _wrong_networks):
+        for problem in wrong(manifest):
             raise ValueError(problem)
-    noise_schedule(manifest.betas)
+    if manifest.betas is not None:
+        noise_schedule(manifest.betas)
 
 
-def _parsed(kind: Any, raw: Any, where: str) -> Any:
-    """`raw` as `kind`: a dataclass, dict, tuple, union or plain type. Raises ValueError with the
-    place."""
-    origin = get_origin(kind)
-    if hasattr(kind, "__dataclass_fields__"):
-        return _record(kind, raw, where)
-    if origin is dict and isinstance(raw, dict):
-        return {
-            key: _parsed(get_args(kind)[1], value, f"{where}.{key}") for key, value in raw.items()
-        }
-    if origin is tuple and isinstance(raw, list):
-        return tuple(_parsed(get_args(kind)[0], value, where) for value in raw)
-    if kind is float and isinstance(raw, int) and not isinstance(raw, bool):
-        return float(raw)
-    plain = get_args(kind) if origin is UnionType else (kind,)
-    if origin in (dict, tuple) or type(raw) not in plain:
-        raise ValueError(f"{where.lstrip('.') or 'the file'} is {type(raw).__name__}")
-    return raw
+def _wrong_values(manifest: Manifest) -> Iterator[str]:
+    sizes, context, betas = manifest.sizes, manifest.context, manifest.betas
+    for name, allowed in (("family", FAMILIES), ("task", TASKS), ("prediction", PREDICTIONS)):
+        if getattr(manifest, name) not in allowed:
+            yield f"{name} must be one of {', '.join(allowed)}"
+    if min(asdict(sizes).values()) <= 0:
+        yield "a size is not positive"
+    elif any(
+        not sizes.minimum <= side <= sizes.maximum or side % sizes.multiple
+        for side in (sizes.width, sizes.height)
+    ):
+        yield "a default size is out of range"
+    if not manifest.latent_scale > 0:
+        yield "latent_scale must be above 0"
+    if betas is not None and not 2 <= betas.count <= 100_000:
+        yield "betas.count must be from 2 to 100000"
+    if context is not None and not (
+        context.tokens > 2 and context.width > 0 and (context.pooled is None or context.pooled > 0)
+    ):
+        yield "context must be positive"
+    if manifest.task != "control":
+        for name in ("betas", "context", "defaults"):
+            if getattr(manifest, name) is None:
+                yield f"{name} is missing, which task {manifest.task} needs"
 
 
-def _record(kind: Any, raw: Any, where: str) -> Any:
-    wanted = [f.name for f in fields(kind)]
-    if not isinstance(raw, dict) or set(raw) != set(wanted):
-        given = raw if isinstance(raw, dict) else {}
-        odd = sorted(set(wanted) ^ set(given))
-        raise ValueError(f"{where.lstrip('.') or 'the file'} lacks or has too many of {odd}")
-    hints = get_type_hints(kind)
-    make: Callable[..., Any] = kind
-    return make(**{n: _parsed(hints[n], raw[n], f"{where}.{n}") for n in wanted})
+def _wrong_files(manifest: Manifest) -> Iterator[str]:
+    used = {tokenizer.file for tokenizer in manifest.tokenizers.values()}
+    for network in manifest.networks.values():
+        used |= {network.file, *network.weights}
+    if not used <= set(manifest.files):
+        yield "files lacks a network's or a tokenizer's file"
+    paths = map(PurePosixPath, manifest.files)
+    if any(path.is_absolute() or ".." in path.parts for path in paths):
+        yield "a path of files leads out of the folder"
+
+
+def _wrong_networks(manifest: Manifest) -> Iterator[str]:
+    networks, control = manifest.networks, manifest.task == "control"
+    needed = ("controlnet",) if control else ("unet", "vae_decoder", "vae_encoder")
+    if unknown := set(networks) - set(NETWORKS):
+        yield f"networks has {', '.join(sorted(unknown))}; known: {', '.join(NETWORKS)}"
+    if missing := [n for n in needed if n not in networks]:
+        yield f"networks lacks {', '.join(missing)}"
+    encoders = {name for name in TEXT_ENCODERS if name in networks}
+    if not encoders and not control:
+        yield "networks lacks a text encoder"
+    if set(manifest.tokenizers) != encoders:
+        yield "tokenizers must name the text encoders and nothing else"
+    for name, network in networks.items():
+        if network.precision not in PRECISIONS:
+            yield f"precision of {name} must be one of {', '.join(PRECISIONS)}"
+        if odd := set(network.inputs) - _GIVEN.get(name, set(network.inputs)):
+            yield f"{name} reads {', '.join(sorted(odd))}, which this sdfast does not give"
+    if not control and not missing and manifest.context is not None:
+        yield from _wrong_inputs(networks, manifest.context)
+
+
+_TOLD = {"pooled", "sizes", "guidance"}
+_GIVEN = {
+    "text_encoder": {"tokens"},
+    "text_encoder_2": {"tokens"},
+    "time_projection": {"timestep"} | _TOLD,
+    "context_projection": {"context"},
+    "unet": {"latent", "timestep", "time", "context", "keys_values"} | _TOLD,
+    "vae_decoder": {"latent"},
+    "vae_encoder": {"image"},
+    "preview_decoder": {"latent"},
+}  # what the runtime can give each network that it runs
+
+
+def _wrong_inputs(networks: Mapping[str, Network], context: Context) -> Iterator[str]:
+    """Of the U-Net and the networks that run before it."""
+    read = set(networks["unet"].inputs)
+    for plain, hoisted, network in (
+        ("timestep", "time", "time_projection"),
+        ("context", "keys_values", "context_projection"),
+    ):
+        if len(read & {plain, hoisted}) != 1:
+            yield f"unet must read {plain} or, hoisted, {hoisted}"
+        if (hoisted in read) != (network in networks):
+            yield f"unet must read {hoisted} where there is {network}, which writes it, or neither"
+    before = networks.get("time_projection", networks["unet"])
+    inputs = {**before.inputs, **networks["unet"].inputs}
+    if "sizes" in inputs and inputs["sizes"].shape[1:] not in ((5,), (6,)):
+        yield "sizes must be 5 or 6 numbers"
+    if "pooled" in inputs and inputs["pooled"].shape[1:] != (context.pooled,):
+        yield "the unet's pooled is not of context.pooled's width"
+    written = [networks[name].outputs for name in TEXT_ENCODERS if name in networks]
+    widths = [outputs["context"].shape[-1] or 0 for outputs in written if "context" in outputs]
+    if sum(widths) != context.width:
+        yield "the text encoders' contexts are not context.width wide together"
+    pooled = [outputs["pooled"].shape[-1] for outputs in written if "pooled" in outputs]
+    if pooled != ([] if context.pooled is None else [context.pooled]):
+        yield "one text encoder must write pooled of context.pooled's width, if that is not null"
 
 
 def digests(folder: Path) -> Mapping[str, str]:

@@ -15,13 +15,13 @@ from PIL import Image
 from . import images, noise, program, samplers, store
 from .backends import Engine, choose, open_engine
 from .bundle import Bundle, noise_schedule
-from .conditioning import TextEncoder, load_tokenizer
-from .devices.cpu import Denoiser, HostRun, Loop, Progress, start
+from .conditioning import Conditions, TextEncoder, load_tokenizer
+from .devices.cpu import Denoiser, HostRun, Loop, Network, Progress, Projected, TimeTable, start
 from .errors import BackendUnavailable, Cancelled, InvalidRequest
 from .guidance import Guidance
-from .program import Program
+from .program import Eval, Program
 from .request import Request, Resolved, resolve
-from .tensors import Tensor
+from .tensors import Tensor, TensorSpec
 
 BATCH = 4  # images that share a call of the network; more gain nothing on a CPU
 
@@ -76,6 +76,7 @@ class _Plan:
     alone: everything the denoising loop and the decoder touch."""
 
     unet: Mapping[str, Tensor]
+    times: TimeTable | None
     loop: Loop | HostRun
     noise: str
     pixels: Tensor
@@ -96,11 +97,30 @@ class Pipeline:
     def _open(self, network: str) -> Engine:
         return open_engine(self.bundle.network(network), self.backend, self._threads)
 
+    def _inputs(self, *names: str) -> dict[str, TensorSpec]:
+        """What those of the networks read that the bundle has."""
+        networks = self.bundle.manifest.networks
+        read = [networks[name].inputs for name in names if name in networks]
+        return {name: spec for inputs in read for name, spec in inputs.items()}
+
     @cached_property
-    def _text(self) -> TextEncoder:
-        context = self.bundle.manifest.context
-        tokenizer = load_tokenizer(self.bundle.path / self.bundle.manifest.tokenizer)
-        return TextEncoder(self._open("text_encoder"), tokenizer, context.tokens, context.width)
+    def _conditions(self) -> Conditions:
+        manifest, context = self.bundle.manifest, self.bundle.context
+        inputs = self._inputs("context_projection", "time_projection", "unet")
+        encoders = [
+            TextEncoder(
+                self._open(name), load_tokenizer(self.bundle.path / tokenizer.file), context.tokens
+            )
+            for name, tokenizer in sorted(manifest.tokenizers.items())  # the second after the first
+        ]
+        hoisted = "context_projection" in manifest.networks
+        projection = self._open("context_projection") if hoisted else None
+        return Conditions(encoders, projection, inputs, context)
+
+    @cached_property
+    def _time_projection(self) -> Engine | None:
+        hoisted = "time_projection" in self.bundle.manifest.networks
+        return self._open("time_projection") if hoisted else None
 
     @cached_property
     def _unet(self) -> Engine:
@@ -143,13 +163,20 @@ class Pipeline:
                     raise InvalidRequest(f"{own} is given twice: once is enough")
                 given[own] = value
             request = Request.from_dict(given)
+        task = self.bundle.manifest.task
+        if task != "text":
+            raise InvalidRequest(
+                f"bundle {self.bundle.name} is for task {task}, which takes images; this version "
+                "draws from text alone: use a bundle of task text"
+            )
         return self._draw(resolve(request, self.bundle), callback)
 
     def _draw(self, request: Resolved, callback: Callback | None) -> Result:
         started = perf_counter()
-        rows = 1 if request.guidance == 1 else 2
-        texts = [("negative prompt", request.negative_prompt), ("prompt", request.prompt)]
-        self._text.encode(texts[-rows:])
+        guidance = self._guidance(request)
+        rows = 1 if guidance.scale == 1 else 2
+        self._conditions.read(request.prompt, request.negative_prompt if rows == 2 else None)
+        self._conditions.tell(request.width, request.height, request.guidance)
         encoded = perf_counter()
         seconds = {"text_encoder": encoded - started, "unet": 0.0, "vae_decoder": 0.0}
         pictures: list[Image.Image] = []
@@ -157,29 +184,40 @@ class Pipeline:
         size = BATCH if samplers.get(request.sampler).static else 1
         batches = [request.seeds[k : k + size] for k in range(0, request.count, size)]
         progress = _progress(callback, len(batches))
+        conditioned: _Plan | None = None
         for seeds in batches:
-            pixels, unet, decoder = self._draw_batch(request, seeds, rows, progress)
-            pictures += images.from_pixels(pixels)
-            seconds["unet"] += unet
-            seconds["vae_decoder"] += decoder
+            begun = perf_counter()
+            plan = self._plan(request, len(seeds), rows)
+            if plan is not conditioned:  # all batches share one, but for a smaller last batch
+                self._condition(plan, len(seeds), rows)
+                conditioned = plan
+            _denoise(plan, request, guidance, seeds, progress)
+            denoised = perf_counter()
+            self._decoder.bind({"latent": plan.loop.result, "image": plan.pixels})
+            self._decoder.run()
+            seconds["unet"] += denoised - begun
+            seconds["vae_decoder"] += perf_counter() - denoised
+            pictures += images.from_pixels(plan.pixels)
         seconds["total"] = perf_counter() - started
         full = request.as_request()
         return Result(tuple(pictures), request.seeds, seconds, full)
 
-    def _draw_batch(
-        self, request: Resolved, seeds: tuple[int, ...], rows: int, progress: Progress | None
-    ) -> tuple[Tensor, float, float]:
-        started = perf_counter()
-        plan = self._plan(request, len(seeds), rows)
-        _repeat(plan.unet["context"], self._text.context, rows, len(seeds))
-        guidance = Guidance(request.guidance, request.guidance_rescale, request.guidance_interval)
-        first, draw = noise.streams(plan.noise, request.rng, seeds)
-        start(plan.loop.x, request.sigmas[0], first)
-        plan.loop.run(guidance, draw, progress)
-        denoised = perf_counter()
-        self._decoder.bind({"latent": plan.loop.result, "image": plan.pixels})
-        self._decoder.run()
-        return plan.pixels, denoised - started, perf_counter() - denoised
+    def _guidance(self, request: Resolved) -> Guidance:
+        if "guidance" not in self._inputs("time_projection", "unet"):
+            return Guidance(request.guidance, request.guidance_rescale, request.guidance_interval)
+        if request.negative_prompt or request.guidance_rescale or request.guidance_interval:
+            raise InvalidRequest(
+                f"bundle {self.bundle.name} embeds the scale of guidance and evaluates the prompt "
+                "alone: leave out negative_prompt, guidance_rescale and guidance_interval"
+            )
+        return Guidance(1.0)
+
+    def _condition(self, plan: _Plan, batch: int, rows: int) -> None:
+        self._conditions.fill(plan.unet, rows, batch)
+        if plan.times is not None:
+            table = plan.times.tensors
+            self._conditions.fill(table, rows, table["timestep"].shape[0] // rows)
+            plan.times.compute()
 
     def _plan(self, request: Resolved, batch: int, rows: int) -> _Plan:
         size = (batch, rows, request.width, request.height)
@@ -192,36 +230,75 @@ class Pipeline:
         return self._plans[key]
 
     def _new_plan(self, request: Resolved, batch: int, rows: int) -> _Plan:
-        manifest = self.bundle.manifest
-        scale, channels = manifest.sizes.scale, manifest.sizes.channels
-        sides = (request.height // scale, request.width // scale)
-        shape = (rows * batch, channels, *sides)
-        unet = {
-            "latent": Tensor.empty(shape, "f32"),
-            "timestep": Tensor.empty((rows * batch,), "f32"),
-            "context": Tensor.empty(
-                (rows * batch, manifest.context.tokens, manifest.context.width), "f32"
-            ),
-            "noise": Tensor.empty(shape, "f32"),
-        }
-        latent = (batch, channels, *sides)
-        schedule = noise_schedule(manifest.betas)
-        denoiser = Denoiser(self._unet, unet, batch, schedule, manifest.prediction)
+        sizes = self.bundle.sizes
+        latent = (
+            batch,
+            sizes.channels,
+            request.height // sizes.scale,
+            request.width // sizes.scale,
+        )
+        inputs = self._inputs("time_projection", "unet")
+        tokens = self.bundle.context.tokens
+        unet = {name: spec.empty(rows * batch, tokens) for name, spec in inputs.items()}
+        for name in ("latent", "noise"):
+            unet[name] = Tensor.empty((rows * batch, *latent[1:]), "f32")
         sampler, parameters = samplers.get(request.sampler), request.sampler_parameters
+        times: TimeTable | None = None
         loop: Loop | HostRun
         if sampler.static:
-            loop = Loop(_traced(request), denoiser, latent)
+            traced = _traced(request)
+            times = self._times(traced, unet, rows)
+            loop = Loop(traced, self._denoiser(self._unet, unet, batch, times), latent)
         else:
+            network: Network = self._unet
+            if self._time_projection is not None:
+                network = Projected(self._time_projection, network)
+            denoiser = self._denoiser(network, unet, batch)
             loop = HostRun(sampler, request.sigmas, parameters, denoiser, latent)
         pixels = Tensor.empty((batch, request.height, request.width, 3), "u8")
-        return _Plan(unet, loop, sampler.noise_kind(parameters), pixels)
+        return _Plan(unet, times, loop, sampler.noise_kind(parameters), pixels)
+
+    def _denoiser(
+        self,
+        network: Network,
+        unet: Mapping[str, Tensor],
+        batch: int,
+        times: TimeTable | None = None,
+    ) -> Denoiser:
+        schedule = noise_schedule(self.bundle.betas)
+        return Denoiser(network, unet, batch, schedule, self.bundle.manifest.prediction, times)
+
+    def _times(self, traced: Program, unet: Mapping[str, Tensor], rows: int) -> TimeTable | None:
+        if self._time_projection is None:
+            return None
+        schedule = noise_schedule(self.bundle.betas)
+        sigmas = (i.sigma for i in traced.instructions if isinstance(i, Eval))
+        timesteps = list(dict.fromkeys(map(schedule.timestep, sigmas)))
+        network = self.bundle.manifest.networks["time_projection"]
+        tensors = {
+            name: spec.empty(rows * len(timesteps), self.bundle.context.tokens)
+            for name, spec in {**network.inputs, **network.outputs}.items()
+        }
+        return TimeTable(self._time_projection, tensors, timesteps, unet["time"])
 
     def close(self) -> None:
         """Frees the engines and buffers; the pipeline opens them again when it is next called."""
-        for name in ("_text", "_unet", "_decoder"):
+        for name in ("_conditions", "_time_projection", "_unet", "_decoder"):
             if (opened := self.__dict__.pop(name, None)) is not None:
                 opened.close()
         self._plans.clear()
+
+
+def _denoise(
+    plan: _Plan,
+    request: Resolved,
+    guidance: Guidance,
+    seeds: tuple[int, ...],
+    progress: Progress | None,
+) -> None:
+    first, draw = noise.streams(plan.noise, request.rng, seeds)
+    start(plan.loop.x, request.sigmas[0], first)
+    plan.loop.run(guidance, draw, progress)
 
 
 def _traced(request: Resolved) -> Program:
@@ -246,17 +323,6 @@ def _seeded(generator: Any) -> dict[str, Any]:
             f"generator is {type(generator).__name__}; it must be one torch.Generator: for several"
             " images give seed and count"
         ) from None
-
-
-def _repeat(context: Tensor, encoded: Tensor, rows: int, batch: int) -> None:
-    """context [rows·B, n, C] = the last `rows` rows of encoded [2, n, C], each B times."""
-    source, target = memoryview(encoded).cast("B"), memoryview(context).cast("B")
-    size = encoded.nbytes // 2
-    for row in range(rows):
-        text = source[(2 - rows + row) * size : (3 - rows + row) * size]
-        for image in range(batch):
-            start = (row * batch + image) * size
-            target[start : start + size] = text
 
 
 def _progress(callback: Callback | None, batches: int) -> Progress | None:

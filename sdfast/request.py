@@ -157,7 +157,7 @@ def resolve(request: Request, bundle: Bundle) -> Resolved:
     parameters = _named("sampler_parameters", given.sampler_parameters)
     sampler.check(parameters)
     discard = _discard(given.discard_penultimate, sampler)
-    schedule, levels = _levels(given, discard, noise_schedule(bundle.manifest.betas))
+    schedule, levels = _levels(given, discard, noise_schedule(bundle.betas))
     return Resolved(
         prompt=prompt,
         negative_prompt=_text("negative_prompt", given.negative_prompt),

@@ -16,3 +16,8 @@ class TensorSpec:
 
     dtype: str
     shape: tuple[int | None, ...]
+
+    def empty(self, rows: int, tokens: int) -> Tensor:
+        """Uninitialised memory of `rows` rows; any other side that may vary is `tokens`."""
+        sides = (tokens if side is None else side for side in self.shape[1:])
+        return Tensor.empty((rows, *sides), self.dtype)

@@ -9,14 +9,15 @@ import pytest
 
 import sdfast
 from sdfast import bundle, store
-from sdfast.errors import BundleError
+from sdfast.errors import BundleError, InvalidRequest
 
 
 def test_the_demo_bundle_is_found_by_name_and_by_path() -> None:
     by_name, by_path = store.load("demo"), store.load(store.find("demo"))
     assert by_name == by_path
     assert by_name.name == "demo"
-    assert set(by_name.manifest.networks) == set(bundle.NETWORKS)
+    assert by_name.manifest.task == "text"
+    assert set(by_name.manifest.networks) <= set(bundle.NETWORKS)
 
 
 def test_the_demo_bundle_is_small_enough_for_git() -> None:
@@ -53,10 +54,17 @@ def change(copied: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     file.write_text(json.dumps(raw))
 
 
+def rename(raw: dict[str, Any], network: str, old: str, new: str) -> None:
+    """An input of a network under another name."""
+    inputs = raw["networks"][network]["inputs"]
+    inputs[new] = inputs.pop(old)
+
+
 @pytest.mark.parametrize(
     ("edit", "word"),
     [
-        (lambda raw: raw.update(schema_version=99), "schema version 99; this sdfast reads 1"),
+        (lambda raw: raw.update(schema_version=99), "schema version 99; this sdfast reads 2"),
+        (lambda raw: raw.update(schema_version=1), "schema version 1; .*export the checkpoint"),
         (lambda raw: raw.pop("sizes"), "sizes"),
         (lambda raw: raw.update(extra=1), "extra"),
         (lambda raw: raw["sizes"].update(width="128"), "sizes.width is str"),
@@ -69,6 +77,30 @@ def change(copied: Path, edit: Callable[[dict[str, Any]], object]) -> None:
         (lambda raw: raw.update(prediction="flow"), "epsilon, v_prediction"),
         (lambda raw: raw["networks"].pop("unet"), "lacks unet"),
         (lambda raw: raw["networks"]["unet"].update(file="other.onnx"), "files lacks"),
+        (lambda raw: raw["networks"]["unet"].update(weights=["x"]), "files lacks"),
+        (lambda raw: raw["networks"]["unet"].update(weights="x"), "unet.weights is str"),
+        (lambda raw: raw["networks"]["unet"].update(precision="int8"), "fp32, fp16, bf16"),
+        (lambda raw: raw["networks"]["unet"]["graph"]["plain"].update(Add="7"), "plain.Add is str"),
+        (lambda raw: raw["networks"].update(refiner=raw["networks"]["unet"]), "has refiner; known"),
+        (lambda raw: raw["networks"].pop("text_encoder"), "lacks a text encoder"),
+        (lambda raw: raw["tokenizers"]["text_encoder"].update(file="x.json"), "files lacks"),
+        (lambda raw: raw["tokenizers"].clear(), "tokenizers must name the text encoders"),
+        (lambda raw: raw.update(family="flux"), "family must be one of sd1, sd2, sdxl"),
+        (lambda raw: raw.update(task="video"), "task must be one of text"),
+        (lambda raw: raw.update(task="control"), "lacks controlnet"),
+        (lambda raw: raw.update(notes=[1]), "notes is int"),
+        (lambda raw: raw.update(context=None), "context is missing, which task text needs"),
+        (lambda raw: raw.update(defaults=None), "defaults is missing"),
+        (lambda raw: raw["context"].update(tokens="77"), "context.tokens is str"),
+        (lambda raw: raw["context"].update(pooled=0), "context must be positive"),
+        (lambda raw: raw["context"].update(pooled=64), "must write pooled"),
+        (lambda raw: raw["context"].update(width=95), "not context.width wide"),
+        (lambda raw: rename(raw, "unet", "timestep", "time"), "unet must read time where"),
+        (lambda raw: rename(raw, "unet", "context", "keys_values"), "context_projection, which"),
+        (lambda raw: rename(raw, "unet", "context", "image"), "unet reads image, which"),
+        (lambda raw: raw["networks"]["unet"]["inputs"].pop("timestep"), "must read timestep or"),
+        (lambda raw: rename(raw, "unet", "latent", "pooled"), "pooled is not of"),
+        (lambda raw: rename(raw, "unet", "latent", "sizes"), "sizes must be 5 or 6"),
         (lambda raw: raw["files"].update({"../x": "0"}), "leads out"),
         (lambda raw: raw["files"].update({"/etc/passwd": "0"}), "leads out"),
         (lambda raw: raw["networks"]["unet"]["inputs"]["latent"].update(shape="x"), "shape"),
@@ -82,7 +114,7 @@ def test_a_manifest_that_is_wrong_says_where(
         bundle.load(copied)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"x"', "\x00"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"x"', "\x00", "[" * 100_000])
 def test_a_manifest_that_is_no_manifest_is_refused(copied: Path, text: str) -> None:
     (copied / "bundle.json").write_text(text)
     with pytest.raises(BundleError, match=r"bundle\.json"):
@@ -120,3 +152,32 @@ def test_zero_terminal_snr_reaches_the_noise_levels(copied: Path) -> None:
     change(copied, lambda raw: raw["betas"].update(zero_terminal_snr=True))
     found = bundle.noise_schedule(bundle.load(copied).manifest.betas)
     assert found.sigma_max == pytest.approx(4518.76, abs=0.005)
+
+
+def controlled(raw: dict[str, Any]) -> None:
+    """Made a bundle of task "control" with the demo's U-Net as its network."""
+    raw.update(task="control", tokenizers={}, betas=None, context=None, defaults=None)
+    raw["networks"] = {"controlnet": raw["networks"]["unet"]}
+
+
+def test_a_bundle_for_control_has_one_network_and_draws_nothing(copied: Path) -> None:
+    change(copied, controlled)
+    found = bundle.load(copied)
+    assert set(found.manifest.networks) == {"controlnet"}
+    with pytest.raises(BundleError, match="is for task control and draws no pictures by itself"):
+        _ = found.defaults
+    with pytest.raises(InvalidRequest, match="is for task control, which takes images"):
+        sdfast.load(copied)("a red star")
+
+
+@pytest.mark.parametrize("task", ["inpaint", "edit"])
+def test_tasks_that_take_images_are_refused_in_one_sentence(copied: Path, task: str) -> None:
+    change(copied, lambda raw: raw.update(task=task))
+    with pytest.raises(InvalidRequest, match=f"is for task {task}, which takes images"):
+        sdfast.load(copied)("a red star")
+
+
+def test_a_hard_link_is_a_file_like_any_other(copied: Path, tmp_path: Path) -> None:
+    (copied / "unet.safetensors").rename(tmp_path / "checkpoint.safetensors")
+    (copied / "unet.safetensors").hardlink_to(tmp_path / "checkpoint.safetensors")
+    assert bundle.load(copied).manifest == store.load("demo").manifest

@@ -204,7 +204,22 @@ def test_info_shows_networks_and_checks_them() -> None:
     done = sdfast("info")
     assert done.returncode == 0
     assert all(word in done.stdout for word in ("unet", "text_encoder", "every checksum right"))
-    assert json.loads(sdfast("info", "demo", "--json").stdout)["schema_version"] == 1
+    assert json.loads(sdfast("info", "demo", "--json").stdout)["schema_version"] == 2
+
+
+def test_info_compares_graphs_with_the_plain_ones_by_operator(copied: Path) -> None:
+    manifest = json.loads((copied / "bundle.json").read_text())
+    graph = manifest["networks"]["unet"]["graph"]
+    total = sum(graph["operators"].values())
+    graph["options"] = ["fused_qkv"]
+    graph["plain"] = graph["operators"] | {"MatMul": 98, "Neg": 2}
+    (copied / "bundle.json").write_text(json.dumps(manifest))
+    done = sdfast("info", copied, "--graph")
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    before = total - graph["operators"]["MatMul"] + 100
+    assert f"{before:,} → {total:,} operators of opset 23 (fused_qkv)" in lines
+    assert "Neg 2 → 0 -2" in lines
+    assert f"MatMul 98 → {graph['operators']['MatMul']} -28" in lines
 
 
 def refused(constant: str) -> None:

@@ -12,13 +12,15 @@ import click
 from ..errors import InvalidRequest
 
 if TYPE_CHECKING:
+    from ..bundle import Graph, Network
     from ..ranges import Allowed
 
 
 @click.command()
 @click.argument("bundle", default="demo")
+@click.option("--graph", is_flag=True, help="Compare every graph with the plain one, by operator.")
 @click.option("--json", "as_json", is_flag=True, help="Print bundle.json itself.")
-def info(bundle: str, as_json: bool) -> None:
+def info(bundle: str, graph: bool, as_json: bool) -> None:
     """Check a BUNDLE and show what it holds."""
     from dataclasses import asdict
 
@@ -33,19 +35,49 @@ def info(bundle: str, as_json: bool) -> None:
     total = sum(file.stat().st_size for file in found.path.rglob("*") if file.is_file())
     click.echo(f"{found.name}: {found.path} ({total / 1e6:.1f} MB, every checksum right)")
     click.echo(
-        f"{manifest.family}, {manifest.prediction}; {sizes.width}×{sizes.height} pixels, "
-        f"{sizes.minimum}…{sizes.maximum} in multiples of {sizes.multiple}"
+        f"{manifest.family}, task {manifest.task}, {manifest.prediction}; "
+        f"{sizes.width}×{sizes.height} pixels, {sizes.minimum}…{sizes.maximum} in multiples of "
+        f"{sizes.multiple}"
+    )
+    if defaults is not None:
+        click.echo(
+            f"defaults: {defaults.sampler}, {defaults.schedule}, {defaults.steps} steps, "
+            f"guidance {defaults.guidance:g}"
+        )
+    for note in manifest.notes:
+        click.echo(f"note: {note}")
+    for name, network in manifest.networks.items():
+        _network(name, network)
+        if graph:
+            _operators(network.graph)
+
+
+def _network(name: str, network: Network) -> None:
+    graph, difference = network.graph, network.difference
+    tensors = f"{', '.join(network.inputs)} → {', '.join(network.outputs)}"
+    kept = f", {len(network.kept)} layers in fp32" if network.kept else ""
+    before, after = sum(graph.plain.values()), sum(graph.operators.values())
+    click.echo(
+        f"  {click.style(name, bold=True)}: {tensors}; {network.parameters:,} parameters, "
+        f"{network.precision}{kept}"
     )
     click.echo(
-        f"defaults: {defaults.sampler}, {defaults.schedule}, {defaults.steps} steps, "
-        f"guidance {defaults.guidance:g}"
+        f"      {before:,} → {after:,} operators of opset {graph.opset}"
+        f" ({', '.join(graph.options) or 'no options'})"
     )
-    for name, network in manifest.networks.items():
-        tensors = f"{', '.join(network.inputs)} → {', '.join(network.outputs)}"
-        click.echo(
-            f"  {name}: {network.parameters:,} parameters, {tensors}, "
-            f"within {network.difference.absolute:.1g} of torch"
-        )
+    click.echo(
+        f"      within {difference.absolute:.1g} of torch, {difference.relative:.1g} relative, "
+        f"{difference.mean:.1g} in the mean; 1 − cosine {1 - difference.cosine:.1g}"
+    )
+
+
+def _operators(graph: Graph) -> None:
+    names = {**graph.plain, **graph.operators}
+    width = max(map(len, names), default=0)
+    for name in sorted(names):
+        before, after = graph.plain.get(name, 0), graph.operators.get(name, 0)
+        change = f"{after - before:+6,}" if after != before else ""
+        click.echo(f"        {name:{width}} {before:6,} → {after:6,} {change}".rstrip())
 
 
 @click.command()

@@ -24,10 +24,73 @@ before. What it raises ends the run."""
 
 
 class Network(Protocol):
-    """What is needed of the U-Net's engine."""
+    """What is needed of the U-Net's engine, and of its time projection's."""
 
     def bind(self, tensors: Mapping[str, Tensor], /) -> None: ...
     def run(self) -> None: ...
+
+
+class TimeTable:
+    """The time embeddings of every evaluation of a program, from one run of the network
+    time_projection before its first.
+
+    network: time_projection
+    tensors: its "timestep" [G·E], "time" [G·E, S] and what else it reads, all with G·E rows, those
+        of the unguided half first; the table fills "timestep"
+    timesteps: the E that differ
+    time: the U-Net's [G·B, S]
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        tensors: Mapping[str, Tensor],
+        timesteps: Sequence[float],
+        time: Tensor,
+    ) -> None:
+        self._network = network
+        self.tensors = tensors
+        steps = memoryview(tensors["timestep"]).cast("B").cast("f")
+        for row in range(len(steps)):
+            steps[row] = timesteps[row % len(timesteps)]
+        halves = len(steps) // len(timesteps)
+        images = time.shape[0] // halves
+        table, target = (_rows(t) for t in (tensors["time"], time))
+        self._targets = [target[g * images : (g + 1) * images] for g in range(halves)]
+        self._sources = {t: table[e :: len(timesteps)] for e, t in enumerate(timesteps)}
+
+    def compute(self) -> None:
+        """Fills the table, for what `tensors` hold now."""
+        self._network.bind(self.tensors)
+        self._network.run()
+
+    def look_up(self, t: float) -> None:
+        """Copies the rows of timestep t to the U-Net's, each half's to all of its images."""
+        for source, targets in zip(self._sources[t], self._targets, strict=True):
+            for target in targets:
+                target[:] = source
+
+
+def _rows(tensor: Tensor) -> list[memoryview]:
+    """Each row's bytes."""
+    whole, side = memoryview(tensor).cast("B"), tensor.nbytes // tensor.shape[0]
+    return [whole[start : start + side] for start in range(0, tensor.nbytes, side)]
+
+
+class Projected:
+    """A U-Net with its time projection run before it each time, as one network: for samplers whose
+    timesteps nobody knows before."""
+
+    def __init__(self, projection: Network, unet: Network) -> None:
+        self._projection, self._unet = projection, unet
+
+    def bind(self, tensors: Mapping[str, Tensor], /) -> None:
+        self._projection.bind(tensors)
+        self._unet.bind(tensors)
+
+    def run(self) -> None:
+        self._projection.run()
+        self._unet.run()
 
 
 class Denoiser:
@@ -37,6 +100,7 @@ class Denoiser:
     tensors: the U-Net's "latent" [G·B, 4, h, w], "timestep" [G·B], "noise" [G·B, 4, h, w] and what
         else it reads, all with G·B rows; G is 1, or 2 for guidance with the unguided rows first
     batch: B
+    times: where the U-Net reads "time" of a table, and not the timestep
     """
 
     def __init__(
@@ -46,8 +110,10 @@ class Denoiser:
         batch: int,
         schedule: NoiseSchedule,
         prediction: str,
+        times: TimeTable | None = None,
     ) -> None:
         self._network = network
+        self._times = times
         self._all_rows = tensors
         rows = tensors["latent"].shape[0]
         self._guided_rows = {name: t.rows(rows - batch, rows) for name, t in tensors.items()}
@@ -67,6 +133,8 @@ class Denoiser:
             self._network.bind(tensors)
             self._bound = tensors
         prepare(tensors["latent"], tensors["timestep"], x, sigma, t)
+        if self._times is not None:
+            self._times.look_up(t)
         self._network.run()
         scale, rescale = guidance.scale, guidance.rescale
         guide(out, tensors["noise"], x, sigma, scale, self._prediction, rescale)
