@@ -43,8 +43,9 @@ def export(
 
 
 def random_checkpoint(family: str, destination: Path, seed: int = 0) -> Path:
-    """Writes a checkpoint with random weights at a family's real sizes: "demo" or "sd1". For tests
-    and benchmarks. Returns the folder."""
-    from .random_checkpoint import write
+    """Writes a checkpoint with random weights in diffusers' layout, for tests and benchmarks, and
+    returns its folder. family: a published model's name, as "sd15" or "sdxl", at its real sizes and
+    fp16; "tiny-sd15" and so on: small ones in float32; "demo". CheckpointError lists all names."""
+    from .random_models import write
 
     return write(family, destination, seed)
