@@ -97,10 +97,10 @@ def _unet(component: Component, options: Options, pooled: int) -> list[Planned]:
         made.append(_projection("context_projection", graph, "keys_values", paths))
     plain = unet.unet(shapes, config, PLAIN, pooled)
     graph = unet.unet(shapes, config, options, pooled)
-    made.append(Planned("unet", graph, plain, _sides(graph, config), _unet_reference))
+    made.append(Planned("unet", graph, plain, _sides(plain), _unet_reference))
     plain = unet.unet(shapes, config, PLAIN, pooled, adapters=True)
     graph = unet.unet(shapes, config, options, pooled, adapters=True)
-    made.append(Planned("unet_adapters", graph, plain, _sides(graph, config), _unet_reference))
+    made.append(Planned("unet_adapters", graph, plain, _sides(plain), _unet_reference))
     return made
 
 
@@ -110,7 +110,7 @@ def _projection(name: str, graph: Graph, output: str, paths: list[str]) -> Plann
             _call(module, _unhoisted(module, inputs))
         return {output: torch.cat([seen[path] for path in paths], -1)}
 
-    return Planned(name, graph, graph, _sides(graph, {}), reference)
+    return Planned(name, graph, graph, _sides(graph), reference)
 
 
 def _unet_reference(module: nn.Module, inputs: Values) -> Values:
@@ -129,7 +129,7 @@ def _controlnet(component: Component, options: Options, pooled: int) -> Planned:
         residuals = {f"residual_{k}": r * scale for k, r in enumerate(found.down_block_res_samples)}
         return residuals | {"residual_mid": found.mid_block_res_sample * scale}
 
-    return Planned("controlnet", *graphs, _sides(graphs[0], config), reference)
+    return Planned("controlnet", *graphs, _sides(graphs[0]), reference)
 
 
 def _vae(name: str, component: Component, options: Options) -> list[Planned]:
@@ -168,9 +168,7 @@ def _vae(name: str, component: Component, options: Options) -> list[Planned]:
     return [decoder, encoder]
 
 
-def _sides(
-    graph: Graph, config: Mapping[str, Any]
-) -> Callable[[int, int, int], Mapping[str, tuple[int, ...]]]:
+def _sides(graph: Graph) -> Callable[[int, int, int], Mapping[str, tuple[int, ...]]]:
     """The inputs' shapes with every row its own."""
     declared = graph.inputs()
     skips = unet.skips(graph)
@@ -200,7 +198,7 @@ def _unhoisted(module: nn.Module, inputs: Values) -> Values:
     """A projection's inputs, and anything for what it does not read: a U-Net's whole inputs."""
     config: Any = module.config
     rows = len(next(iter(inputs.values())))
-    side = 2 ** (len(config.block_out_channels) - 1)
+    side = 2 ** len(config.block_out_channels)  # two latents at the lowest level
     width = config.cross_attention_dim
     width = width if isinstance(width, int) else width[0]
     whole = {

@@ -35,8 +35,9 @@ def gemm(g: Graph, x: str, path: str, parts: Sequence[str] = ()) -> str:
     """x [B, in] → [B, out]: one operator, with the weight as the checkpoint has it."""
     modules = parts or [path]
     weight = g.weight(f"{path}.weight", [f"{m}.weight" for m in modules])
-    bias = [g.weight(f"{path}.bias", [f"{m}.bias" for m in modules])]
-    inputs = [x, weight, *(bias if g.has(f"{modules[0]}.bias") else [])]
+    inputs = [x, weight]
+    if g.has(f"{modules[0]}.bias"):
+        inputs.append(g.weight(f"{path}.bias", [f"{m}.bias" for m in modules]))
     return g.add("Gemm", *inputs, name=path, transB=1)
 
 
