@@ -99,29 +99,25 @@ def merge(checkpoint: Checkpoint, file: Path, weight: float = 1.0) -> tuple[Chec
     layers, others = _layers(_as_peft(tensors), file)
     places = _places(layers, checkpoint)
     family = _made_for(layers, header)
+    misfit = _misfit(file, family, checkpoint)
     if not places or (family == "SDXL" and not checkpoint.family.startswith("sdxl")):
-        raise CheckpointError(_misfit(file, family, checkpoint))
+        raise CheckpointError(misfit)
     _check_once(places, others, file)
     components = dict(checkpoint.components)
     for name, component in checkpoint.components.items():
         changed: dict[str, torch.Tensor] = {}
         for layer in (one for one, place in places.items() if place[0] == name):
-            key = f"{places[layer][1]}.weight"
-            parts = layers[layer]
+            parts, key = layers[layer], f"{places[layer][1]}.weight"
+            scale = weight * _scale(parts, settings.get(name, {}), layer, file)
             try:
-                scale = weight * _scale(parts, settings.get(name, {}), layer)
                 changed[key] = _merged(component.weights[key], parts, scale)
-            except KeyError as error:
-                reason = f"lacks {error} of {layer}: {AGAIN}"
-                raise CheckpointError(f"the LoRA {file} {reason}") from error
-            except (RuntimeError, ValueError) as error:
-                reason = f" ({layer}: {error})"
-                raise CheckpointError(_misfit(file, family, checkpoint) + reason) from error
-            if not changed[key].float().isfinite().all():
+            except RuntimeError as error:
+                raise CheckpointError(f"{misfit} ({layer}: {error})") from error
+            except OverflowError as error:
                 raise CheckpointError(
-                    f"the LoRA {file} at weight {weight:g} makes {name}.{key} infinite or NaN in"
-                    f" {changed[key].dtype}: give a smaller weight, if the file is whole"
-                )
+                    f"the LoRA {file} at weight {weight:g} makes {name}.{key} {error}: give a"
+                    " smaller weight, if the file is whole"
+                ) from error
         if changed:
             components[name] = replace(component, weights={**component.weights, **changed})
     matched = tuple(sorted(f"{name}.{module}" for name, module in places.values()))
@@ -185,6 +181,12 @@ def _layers(
             others.append(key)
         else:
             layers.setdefault(key.removesuffix(f".{ending}"), {})[low_rank.PARTS[ending]] = tensor
+    for layer, parts in layers.items():
+        if missing := low_rank.missing(parts):
+            raise CheckpointError(f"the LoRA {file} lacks {missing} of {layer}: {AGAIN}")
+        matrices = (one for part, one in parts.items() if part not in ("alpha", "magnitude"))
+        if any(one.ndim < 2 or one.numel() == 0 for one in matrices):
+            raise CheckpointError(f"the LoRA {file} has no matrices for {layer}: {AGAIN}")
     return layers, others
 
 
@@ -249,6 +251,8 @@ def _settings(header: Mapping[str, str], file: Path) -> dict[str, dict[str, Any]
     except (ValueError, AttributeError) as error:
         raise CheckpointError(f"the LoRA {file} has a damaged {SETTINGS} ({error})") from error
     for values in settings.values():
+        if not isinstance(values.get("alpha_pattern") or {}, dict):
+            raise CheckpointError(f"the LoRA {file} has a damaged {SETTINGS} (alpha_pattern)")
         beginning = str(values.get("init_lora_weights", "")).lower()
         if beginning.startswith(CHANGED_BASE):
             raise CheckpointError(
@@ -258,23 +262,27 @@ def _settings(header: Mapping[str, str], file: Path) -> dict[str, dict[str, Any]
     return settings
 
 
-def _scale(parts: low_rank.Parts, settings: Mapping[str, Any], layer: str) -> float:
-    """The layer's scale by its own alpha, else by the settings, else 1. Raises ValueError."""
+def _scale(parts: low_rank.Parts, settings: Mapping[str, Any], layer: str, file: Path) -> float:
+    """The layer's scale by its own alpha, else by the settings, else 1."""
     alpha = settings.get("lora_alpha")
     for pattern, value in (settings.get("alpha_pattern") or {}).items():
         name = pattern.removeprefix("^")
         if layer.endswith(f".{name}") and ("^" not in pattern or layer.partition(".")[2] == name):
             alpha = value
             break
-    if "alpha" in parts:
-        alpha = parts["alpha"].item()
-    return low_rank.scale(
-        parts, None if alpha is None else float(alpha), bool(settings.get("use_rslora"))
-    )
+    try:
+        alpha = parts["alpha"].item() if "alpha" in parts else alpha
+        alpha = None if alpha is None else float(alpha)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"the LoRA {file} has an alpha that is no number: {AGAIN}") from error
+    return low_rank.scale(parts, alpha, bool(settings.get("use_rslora")))
 
 
 def _merged(weight: torch.Tensor, parts: low_rank.Parts, scale: float) -> torch.Tensor:
-    """W + scale · ΔW, in W's precision. Raises RuntimeError when the shapes differ."""
+    """W + scale · ΔW, in W's precision.
+
+    Raises RuntimeError when the shapes differ, OverflowError for what that precision cannot hold.
+    """
     difference = low_rank.difference(parts)
     one_by_one = all(side == 1 for side in (*difference.shape[2:], *weight.shape[2:]))
     same = difference.shape == weight.shape or (
@@ -284,9 +292,12 @@ def _merged(weight: torch.Tensor, parts: low_rank.Parts, scale: float) -> torch.
     if not same:
         theirs, ours = ("×".join(map(str, one.shape)) for one in (difference, weight))
         raise RuntimeError(f"{theirs} there, {ours} here")
-    merged = weight.float() + scale * difference.reshape(weight.shape)
+    merged = difference.reshape(weight.shape).mul_(scale).add_(weight.float())
     if "magnitude" in parts:
         merged = low_rank.decomposed(merged, parts["magnitude"])
+    low, high = merged.aminmax()
+    if not -torch.finfo(weight.dtype).max <= low <= high <= torch.finfo(weight.dtype).max:
+        raise OverflowError(f"infinite or NaN in {weight.dtype}")
     return merged.to(weight.dtype)
 
 

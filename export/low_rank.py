@@ -54,14 +54,26 @@ REFUSED = {
 """How a tensor's name ends → the method it tells of, which is not implemented."""
 
 
+FORMS = (
+    {"down", "up"},
+    {"w1_a", "w1_b", "w2_a", "w2_b"},
+    {"kron_w1", "kron_w2"},
+    {"kron_w1", "kron_w2_a", "kron_w2_b"},
+    {"kron_w1_a", "kron_w1_b", "kron_w2"},
+    {"kron_w1_a", "kron_w1_b", "kron_w2_a", "kron_w2_b"},
+)
+"""Parts that a layer is computed from; Tucker cores, alpha and magnitude come in addition."""
+
+
+def missing(parts: Parts) -> str | None:
+    """A part that the layer needs and lacks."""
+    form = min(FORMS, key=lambda one: (-len(one & set(parts)), len(one - set(parts))))
+    return next(iter(sorted(form - set(parts))), None)
+
+
 def rank(parts: Parts) -> int | None:
-    """The rank that alpha is divided by; None where nothing is factored and alpha does not count.
-    Raises KeyError for a part that is missing."""
-    if "down" in parts or "up" in parts:
-        return len(parts["down"])
-    if "w1_b" in parts:
-        return len(parts["w1_b"])
-    for factor in ("kron_w1_b", "kron_w2_b"):
+    """What alpha is divided by; None where nothing is factored and alpha does not count."""
+    for factor in ("down", "w1_b", "kron_w1_b", "kron_w2_b"):
         if factor in parts:
             return len(parts[factor])
     return None
@@ -71,10 +83,10 @@ def difference(parts: Parts) -> torch.Tensor:
     """ΔW/s [out, in] or [out, in, height, width]; a convolution that LyCORIS wrote as a matrix is
     [out, in · height · width].
 
-    Raises KeyError for a part that is missing, RuntimeError for parts that do not fit together.
+    Raises RuntimeError for parts that do not fit together.
     """
     wide = {name: tensor.float() for name, tensor in parts.items()}
-    if "down" in wide or "up" in wide:
+    if "down" in wide:
         return _lora(wide)
     return _hadamard(wide) if "w1_b" in wide else _kronecker(wide)
 

@@ -98,7 +98,7 @@ def pipeline(checkpoint: Checkpoint, folder: Path) -> StableDiffusionPipeline:
 
 @pytest.mark.parametrize(
     ("token", "vectors"),
-    [("<cat-toy>", 1), ("<cat-toy>", 4), ("<Cat-Toy>", 2), ("bad.*$1 dream", 12)],
+    [("<cat-toy>", 1), ("<cat-toy>", 4), ("<Cat-Toy>", 1), ("bad.*$1 dream", 12)],
 )
 def test_prompts_have_diffusers_ids_and_contexts(
     tokenizer: Tokenizer, folder: Path, tmp_path: Path, token: str, vectors: int
@@ -122,6 +122,19 @@ def test_prompts_have_diffusers_ids_and_contexts(
         context, _ = pipe.encode_prompt(prompt, "cpu", 1, False)
         # The same weights and tokens through the same network.
         torch.testing.assert_close(module(torch.tensor([theirs])).last_hidden_state, context)
+
+
+def test_a_word_with_capitals_stands_for_all_its_vectors_in_any_case(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """With transformers 5, diffusers finds only the first vector of such a word."""
+    save_file({"<Cat-Toy>": torch.ones(3, 16)}, tmp_path / "toy.safetensors")
+    added, _ = embeddings.add(made(tokenizer, "text_encoder"), tmp_path / "toy.safetensors")
+    size = tokenizer.get_vocab_size()
+    for word in ("<Cat-Toy>", "<cat-toy>", "<CAT-TOY>"):
+        found = ids(added.tokenizers["tokenizer"], f"a {word} circle")
+        expected = ids(tokenizer, "a circle")
+        assert found == [*expected[:2], *range(size, size + 3), *expected[2:-3]]
 
 
 def test_several_embeddings_may_hold_each_others_names(
@@ -221,7 +234,7 @@ def test_words_that_the_vocabulary_has_are_refused(
     save_file({"<toy>": torch.ones(vectors, 16)}, file)
     once, _ = embeddings.add(checkpoint, file)
     for known, word in ((once, "<toy>"), (once, "<TOY>"), (checkpoint, "circle")):
-        with pytest.raises(CheckpointError, match="has .* already: give the embedding another"):
+        with pytest.raises(CheckpointError, match="already: give the embedding another"):
             embeddings.add(known, file, word)
     for word in ("", " "):
         with pytest.raises(CheckpointError, match="cannot be a token"):
