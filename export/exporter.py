@@ -10,7 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from ..tensors import TensorSpec
 from . import drawing, embeddings, links, lora, manifest, precision, sources, verify, weights
 from .components import Checkpoint, Component
 from .graph import OPSET, operators
+from .networks import Options
 from .plan import Planned, plan
 from .recipes import Recipe, for_checkpoint
 from .settings import Settings
@@ -44,6 +45,8 @@ def export_checkpoint(
     with _quiet():
         checkpoint, notes = _read(source, settings)
         recipe = settings.recipe or for_checkpoint(checkpoint, settings.backend)
+        if settings.graph_from is not None:
+            recipe = _recipe_of(_committed(settings.graph_from), recipe)
         with _new_folder(destination) as folder:
             work = _Work(checkpoint, recipe, settings, folder, progress)
             whole = work.run(destination.resolve().name, notes)
@@ -123,7 +126,11 @@ class _Work:
             networks=networks,
             tokenizers=tokenizers,
             files=dict(bundle.digests(self.folder)),
-            source={**described.source, "recipe": self.recipe.name},
+            source={
+                **described.source,
+                "recipe": self.recipe.name,
+                "layout": self.recipe.layout,
+            },
             notes=notes,
         )
 
@@ -239,7 +246,8 @@ class _Work:
     ) -> Difference:
         file, kind = self.folder / f"{p.name}.onnx", self._precision(p.name)
         try:
-            onnx.checker.check_model(str(file))
+            # Without the weights: the checker takes no file that has a second name (--link).
+            onnx.checker.check_model(weights.as_inputs(onnx.load(file, load_external_data=False)))
         except onnx.checker.ValidationError as error:
             raise CheckpointError(f"the graph of {p.name} is not valid ({error})") from error
         if not examples:
@@ -339,6 +347,18 @@ def _committed(folder: Path | None) -> Manifest:
     """The manifest of the bundle whose graphs are taken."""
     assert folder is not None
     return bundle.parse(folder / bundle.MANIFEST)
+
+
+def _recipe_of(other: Manifest, recipe: Recipe) -> Recipe:
+    """The recipe that the other bundle was exported by."""
+    chosen = {name for network in other.networks.values() for name in network.graph.options}
+    return replace(
+        recipe,
+        networks=tuple(other.networks),
+        precision={name: network.precision for name, network in other.networks.items()},
+        layout=other.source["layout"],
+        options=Options(**{o.name: o.name in chosen for o in fields(Options) if o.type == "bool"}),
+    )
 
 
 def _same_graphs(networks: Mapping[str, Network], folder: Path, other: Path) -> str:

@@ -194,4 +194,4 @@ class _Typing:
 
 
 def _cast(source: str, target: str, kind: int) -> onnx.NodeProto:
-    return helper.make_node("Cast", [source], [target], target, to=kind)
+    return helper.make_node("Cast", [source], [target], f"{target}@cast", to=kind)

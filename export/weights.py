@@ -100,6 +100,16 @@ def as_checkpoint(
         _restore(model, weights, tensors, {**linked, **places})
 
 
+def as_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph with its weights as inputs."""
+    kept = [i for i in model.graph.initializer if i.data_location != TensorProto.EXTERNAL]
+    for p in _pointers(model):
+        model.graph.input.append(helper.make_tensor_value_info(p.name, p.data_type, p.dims))
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    return model
+
+
 def files(models: Iterable[onnx.ModelProto]) -> tuple[str, ...]:
     """The files that graphs point into."""
     places = (e for m in models for p in _pointers(m) for e in p.external_data)
