@@ -1,45 +1,110 @@
-"""The exporter: checkpoints in diffusers' layout become bundles.
+"""The exporter: checkpoints become bundles.
 
     from sdfast.export import export
-    export(Path("checkpoint"), Path("my-bundle"))
+    export("checkpoint", Path("my-bundle"))
+    export("model.safetensors", Path("my-bundle"), recipe="sd15", backend="tensorrt")
 
 Needs the extra `export` (torch, diffusers, transformers, onnx, onnxscript); the runtime does not.
+docs/export.md is the guide.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..bundle import Bundle
 from ..errors import BackendUnavailable
+from . import recipes
+from .recipes import Recipe
+from .settings import Progress, Settings, silent
 
-__all__ = ["export", "random_checkpoint"]
-
-Progress = Callable[[str, int, int], None]
-"""progress(what is being done, stages done, stages in all)."""
+__all__ = ["Progress", "Recipe", "Settings", "export", "lora_and_weight", "random_checkpoint"]
 
 
 def export(
-    checkpoint: Path,
+    source: str | Path,
     destination: Path,
     *,
+    recipe: Recipe | str | Path | None = None,
+    backend: str = "onnxruntime",
+    revision: str | None = None,
+    family: str | None = None,
+    prediction: str | None = None,
+    vae: Path | None = None,
+    preview: Path | None = None,
+    tokenizer: Path | None = None,
+    loras: Sequence[tuple[Path, float]] = (),
+    embeddings: Sequence[Path] = (),
+    precision: str | None = None,
+    link: bool = False,
+    graph_from: Path | None = None,
+    allow_pickle: bool = False,
     overwrite: bool = False,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Bundle:
-    """Exports a checkpoint folder into a new bundle at `destination`.
+    """Exports a checkpoint into a new bundle at `destination`, compared with torch on the way.
 
-    The bundle appears whole or not at all. An existing destination is refused unless `overwrite`
-    is set and it is a bundle. Raises CheckpointError for what cannot be exported, OutputError for
-    a destination that cannot be written, BackendUnavailable where the extra is not installed.
+    The bundle appears whole or not at all.
+
+    source: a folder in diffusers' layout (of a whole model or of one ControlNet), a .safetensors
+        file in the original layout, or "owner/name" on the hub
+    recipe: one of `recipes.names()`, a .toml file, or a Recipe; None for that of the checkpoint's
+        kind
+    backend: one of recipes.BACKENDS, whose table of the recipe is followed; a Recipe is for one
+        backend already
+    revision: branch, tag or commit on the hub
+    family, prediction: where what is detected is wrong ("sd1", "sd2", "sdxl", "sdxl-refiner";
+        "epsilon", "v_prediction", "sample")
+    vae: an AutoencoderKL or AutoencoderTiny, folder or file, in place of the checkpoint's
+    preview: an AutoencoderTiny, folder or file, that becomes preview_decoder
+    tokenizer: a folder with CLIP's vocabulary in place of the checkpoint's
+    loras: LoRA files and their weights, -10 … 10, merged in this order
+    embeddings: textual-inversion files; each one's name becomes a word of the prompt
+    precision: "fp32", "fp16" or "bf16" for every network, in place of the recipe's
+    link: the graphs point into the checkpoint's own files, which then must stay where they are
+    graph_from: a bundle of the same architecture, whose graphs are taken; only weights are new
+    allow_pickle: read .ckpt, .bin, .pt and .pth too, and nothing but tensors from them
+    overwrite: replace a bundle that is at `destination`
+    progress: told of every stage
+
+    Raises RecipeError for a recipe that is not whole or for another kind of checkpoint,
+    CheckpointError for what cannot be read or exported, VerificationError for a network that
+    computes other than the checkpoint's, OutputError for a destination that is there or cannot be
+    written, BackendUnavailable where the extra is not installed.
     """
-    try:
+    settings = Settings(
+        recipe=recipe
+        if recipe is None or isinstance(recipe, Recipe)
+        else recipes.load(recipe, backend),
+        backend=backend,
+        revision=revision,
+        family=family,
+        prediction=prediction,
+        vae=vae,
+        preview=preview,
+        tokenizer=tokenizer,
+        loras=tuple(loras),
+        embeddings=tuple(embeddings),
+        precision=precision,
+        link=link,
+        graph_from=graph_from,
+        allow_pickle=allow_pickle,
+        overwrite=overwrite,
+        progress=progress,
+    )
+    with _extra():
         from .exporter import export_checkpoint
-    except ImportError as error:
-        raise BackendUnavailable(
-            f"exporting needs {error.name}, which is not installed: pip install 'sdfast[export]'"
-        ) from error
-    return export_checkpoint(checkpoint, destination, overwrite, progress)
+    return export_checkpoint(source, destination, settings)
+
+
+def lora_and_weight(text: str) -> tuple[Path, float]:
+    """A LoRA file and its weight from "file.safetensors:0.8"; 1 without a weight. Raises
+    CheckpointError for a weight that is none."""
+    with _extra():
+        from .lora import parse
+    return parse(text)
 
 
 def random_checkpoint(family: str, destination: Path, seed: int = 0) -> Path:
@@ -49,3 +114,14 @@ def random_checkpoint(family: str, destination: Path, seed: int = 0) -> Path:
     from .random_models import write
 
     return write(family, destination, seed)
+
+
+@contextmanager
+def _extra() -> Iterator[None]:
+    """For imports of what the extra `export` brings."""
+    try:
+        yield
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"exporting needs {error.name}, which is not installed: pip install 'sdfast[export]'"
+        ) from error

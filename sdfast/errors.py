@@ -1,7 +1,8 @@
 """Every error a user can meet.
 
 Each message says what was wrong, what is allowed, and what to do. The command line prints the
-message without a traceback and exits with 2; the service maps it to a 4xx with the same text.
+message without a traceback and exits with 2 (1 for a VerificationError); the service maps it to
+a 4xx with the same text.
 """
 
 from __future__ import annotations
@@ -36,6 +37,14 @@ class BundleError(SdfastError):
 
 class CheckpointError(SdfastError):
     """A checkpoint is missing a part or has a form the exporter does not take."""
+
+
+class RecipeError(SdfastError):
+    """A recipe is missing, damaged, or made for another kind of checkpoint."""
+
+
+class VerificationError(SdfastError):
+    """A network as exported computes other than the checkpoint's own: nobody's mistake but ours."""
 
 
 class BackendUnavailable(SdfastError):

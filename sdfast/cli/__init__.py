@@ -1,6 +1,7 @@
 """The command line: a thin skin over the library. Parses, calls, prints.
 
-Exit codes: 0 done, 2 the user's mistake, 1 anything else.
+Exit codes: 0 done, 2 the user's mistake, 1 anything else, as an export that does not compute what
+its checkpoint does.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from typing import Any
 import click
 
 from .. import __version__
-from ..errors import SdfastError
+from ..errors import SdfastError, VerificationError
 from .bench import bench
-from .export import export
+from .export import export, recipes
 from .generate import generate
 from .show import doctor, info, samplers
 
@@ -25,7 +26,7 @@ class _Commands(click.Group):
             return super().invoke(context)
         except SdfastError as error:
             click.echo(f"sdfast: {error}", err=True)
-            context.exit(2)
+            context.exit(1 if isinstance(error, VerificationError) else 2)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -42,5 +43,5 @@ def main() -> None:
     """
 
 
-for command in (generate, export, info, samplers, bench, doctor):
+for command in (generate, export, recipes, info, samplers, bench, doctor):
     main.add_command(command)
