@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
 from time import perf_counter
@@ -215,8 +215,7 @@ class Pipeline:
     def _condition(self, plan: _Plan, batch: int, rows: int) -> None:
         self._conditions.fill(plan.unet, rows, batch)
         if plan.times is not None:
-            table = plan.times.tensors
-            self._conditions.fill(table, rows, table["timestep"].shape[0] // rows)
+            self._conditions.fill(plan.times.tensors, rows, plan.times.count)
             plan.times.compute()
 
     def _plan(self, request: Resolved, batch: int, rows: int) -> _Plan:
@@ -231,55 +230,44 @@ class Pipeline:
 
     def _new_plan(self, request: Resolved, batch: int, rows: int) -> _Plan:
         sizes = self.bundle.sizes
-        latent = (
-            batch,
-            sizes.channels,
-            request.height // sizes.scale,
-            request.width // sizes.scale,
+        sides = (request.height // sizes.scale, request.width // sizes.scale)
+        latent = (batch, sizes.channels, *sides)
+        unet = self._tensors("time_projection", "unet", rows=rows * batch, sides=sides)
+        schedule = noise_schedule(self.bundle.betas)
+        prediction = self.bundle.manifest.prediction
+        denoiser = partial(
+            Denoiser, tensors=unet, batch=batch, schedule=schedule, prediction=prediction
         )
-        inputs = self._inputs("time_projection", "unet")
-        tokens = self.bundle.context.tokens
-        unet = {name: spec.empty(rows * batch, tokens) for name, spec in inputs.items()}
-        for name in ("latent", "noise"):
-            unet[name] = Tensor.empty((rows * batch, *latent[1:]), "f32")
         sampler, parameters = samplers.get(request.sampler), request.sampler_parameters
         times: TimeTable | None = None
         loop: Loop | HostRun
         if sampler.static:
             traced = _traced(request)
-            times = self._times(traced, unet, rows)
-            loop = Loop(traced, self._denoiser(self._unet, unet, batch, times), latent)
+            if self._time_projection is not None:
+                sigmas = (i.sigma for i in traced.instructions if isinstance(i, Eval))
+                steps = list(dict.fromkeys(map(schedule.timestep, sigmas)))
+                table = self._tensors("time_projection", rows=rows * len(steps))
+                times = TimeTable(self._time_projection, table, steps, unet["time"])
+            loop = Loop(traced, denoiser(self._unet, times=times), latent)
         else:
             network: Network = self._unet
             if self._time_projection is not None:
                 network = Projected(self._time_projection, network)
-            denoiser = self._denoiser(network, unet, batch)
-            loop = HostRun(sampler, request.sigmas, parameters, denoiser, latent)
+            loop = HostRun(sampler, request.sigmas, parameters, denoiser(network), latent)
         pixels = Tensor.empty((batch, request.height, request.width, 3), "u8")
         return _Plan(unet, times, loop, sampler.noise_kind(parameters), pixels)
 
-    def _denoiser(
-        self,
-        network: Network,
-        unet: Mapping[str, Tensor],
-        batch: int,
-        times: TimeTable | None = None,
-    ) -> Denoiser:
-        schedule = noise_schedule(self.bundle.betas)
-        return Denoiser(network, unet, batch, schedule, self.bundle.manifest.prediction, times)
-
-    def _times(self, traced: Program, unet: Mapping[str, Tensor], rows: int) -> TimeTable | None:
-        if self._time_projection is None:
-            return None
-        schedule = noise_schedule(self.bundle.betas)
-        sigmas = (i.sigma for i in traced.instructions if isinstance(i, Eval))
-        timesteps = list(dict.fromkeys(map(schedule.timestep, sigmas)))
-        network = self.bundle.manifest.networks["time_projection"]
-        tensors = {
-            name: spec.empty(rows * len(timesteps), self.bundle.context.tokens)
-            for name, spec in {**network.inputs, **network.outputs}.items()
+    def _tensors(self, *names: str, rows: int, sides: tuple[int, ...] = ()) -> dict[str, Tensor]:
+        """The tensors of those of the networks that the bundle has, the latents of `sides`."""
+        networks, tokens = self.bundle.manifest.networks, self.bundle.context.tokens
+        specs: dict[str, TensorSpec] = {}
+        for network in (networks[name] for name in names if name in networks):
+            specs |= {**network.inputs, **network.outputs}
+        latents = ("latent", "noise")
+        return {
+            name: spec.empty(rows, *(sides if name in latents else (tokens,)))
+            for name, spec in specs.items()
         }
-        return TimeTable(self._time_projection, tensors, timesteps, unet["time"])
 
     def close(self) -> None:
         """Frees the engines and buffers; the pipeline opens them again when it is next called."""

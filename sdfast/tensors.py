@@ -17,7 +17,8 @@ class TensorSpec:
     dtype: str
     shape: tuple[int | None, ...]
 
-    def empty(self, rows: int, tokens: int) -> Tensor:
-        """Uninitialised memory of `rows` rows; any other side that may vary is `tokens`."""
-        sides = (tokens if side is None else side for side in self.shape[1:])
-        return Tensor.empty((rows, *sides), self.dtype)
+    def empty(self, *sides: int) -> Tensor:
+        """Uninitialised memory of that shape, `sides` in place of those that may vary, in order;
+        there may be more of them than it takes."""
+        varying = iter(sides)
+        return Tensor.empty([next(varying) if s is None else s for s in self.shape], self.dtype)

@@ -36,7 +36,7 @@ class TimeTable:
 
     network: time_projection
     tensors: its "timestep" [G·E], "time" [G·E, S] and what else it reads, all with G·E rows, those
-        of the unguided half first; the table fills "timestep"
+        of the unguided half first; the table fills "timestep", others the rest before `compute`
     timesteps: the E that differ
     time: the U-Net's [G·B, S]
     """
@@ -50,14 +50,14 @@ class TimeTable:
     ) -> None:
         self._network = network
         self.tensors = tensors
+        self.count = len(timesteps)
         steps = memoryview(tensors["timestep"]).cast("B").cast("f")
         for row in range(len(steps)):
-            steps[row] = timesteps[row % len(timesteps)]
-        halves = len(steps) // len(timesteps)
-        images = time.shape[0] // halves
-        table, target = (_rows(t) for t in (tensors["time"], time))
-        self._targets = [target[g * images : (g + 1) * images] for g in range(halves)]
-        self._sources = {t: table[e :: len(timesteps)] for e, t in enumerate(timesteps)}
+            steps[row] = timesteps[row % self.count]
+        table, target = _rows(tensors["time"]), _rows(time)
+        images = len(target) * self.count // len(table)
+        self._sources = {t: table[e :: self.count] for e, t in enumerate(timesteps)}
+        self._targets = [target[k : k + images] for k in range(0, len(target), images)]
 
     def compute(self) -> None:
         """Fills the table, for what `tensors` hold now."""

@@ -1,0 +1,481 @@
+"""Every form of a bundle's networks, on small models made here: a U-Net whose time and context
+projections are hoisted draws what the plain one draws, and both draw what NumPy does."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import tokenizers
+from numpy.typing import NDArray
+
+import sdfast
+from sdfast import bundle, noise, samplers, store
+from sdfast.backends import open_engine
+from sdfast.bundle import Context, Defaults, Difference, Graph, Manifest, Network, Sizes, Tokenizer
+from sdfast.devices.cpu import start
+from sdfast.errors import InvalidRequest
+from sdfast.guidance import Guidance
+from sdfast.pipeline import Pipeline
+from sdfast.request import Request, Resolved, resolve
+from sdfast.tensors import Tensor
+
+Array = NDArray[Any]
+DEMO = store.load("demo")
+WORDS = DEMO.path / DEMO.manifest.tokenizers["text_encoder"].file
+PROMPT, NEGATIVE = "a large red circle", "blue stripes"
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the U-Net of a family reads: contexts of these widths, and these numbers beside them."""
+
+    widths: Mapping[str, int]
+    told: Mapping[str, int] = field(default_factory=dict)  # pooled, sizes and guidance: how many
+    zeros_for_empty: bool = False
+
+
+MODELS = {
+    "sd": Model({"text_encoder": 6}),
+    "xl": Model({"text_encoder": 4, "text_encoder_2": 6}, {"pooled": 5, "sizes": 6}, True),
+    "refiner": Model({"text_encoder_2": 6}, {"pooled": 5, "sizes": 5}),
+    "lcm": Model({"text_encoder": 6}, {"guidance": 1}),
+    "lcm-xl": Model(
+        {"text_encoder": 4, "text_encoder_2": 6}, {"pooled": 5, "sizes": 6, "guidance": 1}
+    ),
+}
+FORMS = {"plain": (), "time": ("time",), "context": ("context",), "both": ("time", "context")}
+
+
+def weights(model: Model) -> dict[str, Array]:
+    """Weights and constants of all graphs; what is left of high noise is of a picture's size."""
+    rng = np.random.default_rng(7)
+    vocabulary = tokenizers.Tokenizer.from_file(str(WORDS)).get_vocab_size()
+
+    def drawn(*shape: int) -> Array:
+        return (rng.standard_normal(shape) / 2).astype(np.float32)
+
+    constants: dict[str, Any] = {
+        "one": np.array([1], np.int64),
+        "sides": np.array([2, 3], np.int64),
+        "flat": np.array([0, 4, -1], np.int64),
+        "frequencies": np.array([[0.1, 0.01, 0.001]], np.float32),
+        "decay": np.float32(0.9),
+        "part": np.float32(0.1),
+        "centimetres": np.float32(0.01),
+        "reds": np.full((3, 4, 1, 1), 40, np.float32),
+        "greys": np.full((4, 3, 1, 1), 0.01, np.float32),
+        "grown": np.array([1, 1, 8, 8], np.float32),
+        "black": np.float32(0),
+        "white": np.float32(255),
+    }
+    return constants | {
+        "time_weight": drawn(3 + sum(model.told.values()), 4),
+        "kv_weight": drawn(sum(model.widths.values()), 8),
+        "pooled_weight": drawn(6, 5),
+        **{name: drawn(vocabulary, width) for name, width in model.widths.items()},
+    }
+
+
+def projected_time(model: Model) -> str:
+    """timestep, and all that is told, become time: a shift for each of four channels."""
+    parts = {"pooled": "pooled", "sizes": "lengths", "guidance": "scale"}
+    told = ["cosines", *(parts[name] for name in model.told)]
+    lines = {
+        "sizes": "lengths = Mul (sizes, centimetres)",
+        "guidance": "scale = Unsqueeze (guidance, one)",
+    }
+    return "\n".join(
+        [
+            "column = Unsqueeze (timestep, one)",
+            "angles = Mul (column, frequencies)",
+            "cosines = Cos (angles)",
+            *(lines[name] for name in model.told if name in lines),
+            f"all = Concat <axis = 1> ({', '.join(told)})",
+            "mixed = MatMul (all, time_weight)",
+            "bounded = Tanh (mixed)",
+            "time = Mul (bounded, part)",
+        ]
+    )
+
+
+PROJECTED_CONTEXT = "keys_values = MatMul (context, kv_weight)"
+CORE = """
+    pixels = Reshape (latent, flat)
+    queries = Transpose <perm = [0, 2, 1]> (pixels)
+    keys, values = Split <axis = -1, num_outputs = 2> (keys_values)
+    turned = Transpose <perm = [0, 2, 1]> (keys)
+    scores = MatMul (queries, turned)
+    attention = Softmax <axis = -1> (scores)
+    attended = MatMul (attention, values)
+    back = Transpose <perm = [0, 2, 1]> (attended)
+    shape = Shape (latent)
+    picture = Reshape (back, shape)
+    faint = Mul (picture, part)
+    kept = Mul (latent, decay)
+    drawn = Add (kept, faint)
+    shift = Unsqueeze (time, sides)
+    noise = Add (drawn, shift)
+"""
+DECODER = """
+    colours = Conv (latent, reds)
+    larger = Resize <mode = "nearest"> (colours, , grown)
+    clipped = Clip (larger, black, white)
+    bytes = Cast <to = 2> (clipped)
+    image = Transpose <perm = [0, 2, 3, 1]> (bytes)
+"""
+ENCODER = """
+    floats = Cast <to = 1> (image)
+    planes = Transpose <perm = [0, 3, 1, 2]> (floats)
+    small = AveragePool <kernel_shape = [8, 8], strides = [8, 8]> (planes)
+    mean = Conv (small, greys)
+    logvar = Neg (mean)
+"""
+TYPES = {
+    "latent": "float[R,4,h,w]",
+    "noise": "float[R,4,h,w]",
+    "timestep": "float[R]",
+    "time": "float[R,4]",
+    "keys_values": "float[R,n,8]",
+    "pooled": "float[R,5]",
+    "guidance": "float[R]",
+    "tokens": "int32[R,77]",
+    "image": "uint8[R,H,W,3]",
+    "mean": "float[R,4,h,w]",
+    "logvar": "float[R,4,h,w]",
+}
+
+
+def graphs(model: Model, hoisted: tuple[str, ...]) -> dict[str, tuple[list[str], str, list[str]]]:
+    """Every network: its inputs, its body, its outputs."""
+    unet, body = ["latent"], CORE
+    made: dict[str, tuple[list[str], str, list[str]]] = {}
+    for name, width in model.widths.items():
+        pooled = width == 6 and "pooled" in model.told
+        lines = f"context = Gather ({name}, tokens)"
+        if pooled:
+            lines += "\nmean = ReduceMean <keepdims = 0> (context, one)"
+            lines += "\npooled = MatMul (mean, pooled_weight)"
+        made[name] = (["tokens"], lines, ["context", "pooled"] if pooled else ["context"])
+    for kind, inputs, lines, output in (
+        ("time", ["timestep", *model.told], projected_time(model), "time"),
+        ("context", ["context"], PROJECTED_CONTEXT, "keys_values"),
+    ):
+        if kind in hoisted:
+            made[f"{kind}_projection"] = (inputs, lines, [output])
+            unet += [output]
+        else:
+            unet, body = unet + inputs, f"{lines}\n{body}"
+    made["unet"] = (unet, body, ["noise"])
+    made["vae_decoder"] = (["latent"], DECODER, ["image"])
+    made["vae_encoder"] = (["image"], ENCODER, ["mean", "logvar"])
+    return made
+
+
+def written(
+    folder: Path,
+    name: str,
+    tensors: tuple[list[str], str, list[str]],
+    types: Mapping[str, str],
+    constants: Mapping[str, Array],
+) -> Network:
+    inputs, body, outputs = tensors
+    before, after = (", ".join(f"{types[n]} {n}" for n in names) for names in (inputs, outputs))
+    model = onnx.parser.parse_model(
+        f'<ir_version: 11, opset_import: ["": 23]> network ({before}) => ({after}) {{ {body} }}'
+    )
+    used = {read for node in model.graph.node for read in node.input} & set(constants)
+    model.graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.asarray(constants[n]), n) for n in sorted(used)
+    )
+    onnx.checker.check_model(model, full_check=True)
+    file = folder / f"{name}.onnx"
+    file.write_bytes(model.SerializeToString())
+    engine = open_engine(file)
+    operators = dict(Counter(node.op_type for node in model.graph.node))
+    return Network(
+        file=file.name,
+        weights=(),
+        inputs=dict(engine.inputs),
+        outputs=dict(engine.outputs),
+        parameters=sum(constants[n].size for n in used),
+        precision="fp32",
+        kept=(),
+        difference=Difference(0.0, 0.0, 0.0, 1.0),
+        graph=Graph(23, (), operators, operators),
+    )
+
+
+def write_bundle(folder: Path, model: Model, hoisted: tuple[str, ...]) -> None:
+    constants, width = weights(model), sum(model.widths.values())
+    files = {name: f"{name}.json" for name in model.widths}
+    for name, file in files.items():
+        words = json.loads(WORDS.read_text())
+        if name == "text_encoder_2":  # pads with another word
+            words["padding"]["pad_id"] = 0
+        (folder / file).write_text(json.dumps(words))
+    networks = {}
+    for name, tensors in graphs(model, hoisted).items():
+        read = model.widths.get(name, width)
+        sizes = f"float[R,{model.told.get('sizes', 0)}]"
+        types = {**TYPES, "context": f"float[R,n,{read}]", "sizes": sizes}
+        networks[name] = written(folder, name, tensors, types, constants)
+    manifest = Manifest(
+        schema_version=bundle.SCHEMA_VERSION,
+        name=folder.name,
+        family="sdxl" if model.told else "sd1",
+        task="text",
+        prediction="epsilon",
+        latent_scale=1.0,
+        betas=DEMO.betas,
+        sizes=Sizes(32, 24, 16, 64, 8, 4, 8),
+        context=Context(77, width, model.told.get("pooled"), model.zeros_for_empty),
+        defaults=Defaults("dpmpp_2m", "karras", 6, 5.0),
+        tokenizers={name: Tokenizer(file) for name, file in files.items()},
+        networks=networks,
+        files=dict(bundle.digests(folder)),
+        source={},
+        notes=(),
+    )
+    bundle.write(folder, manifest)
+
+
+Opened = Callable[[str, str], Pipeline]
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    """The pipeline of a model in a form, made once."""
+    made: dict[tuple[str, str], Pipeline] = {}
+
+    def load(model: str, form: str) -> Pipeline:
+        if (model, form) not in made:
+            folder = tmp_path_factory.mktemp(f"{model}-{form}")
+            write_bundle(folder, MODELS[model], FORMS[form])
+            made[model, form] = sdfast.load(folder, threads=1)
+        return made[model, form]
+
+    return load
+
+
+def drawn(pipe: Pipeline, **parameters: Any) -> tuple[sdfast.Result, Array]:
+    """What a request brings, and the latents of its last batch."""
+    result = pipe(PROMPT, seed=3, **parameters)
+    return result, np.array(pipe._decoder._bound["latent"])  # type: ignore[attr-defined]
+
+
+GUIDANCE: dict[str, dict[str, Any]] = {
+    "default": {},
+    "without": {"guidance": 1.0},
+    "negative": {"negative_prompt": NEGATIVE, "guidance_rescale": 0.5},
+    "interval": {"guidance_interval": (0.3, 5.0)},
+}
+CASES = [
+    (model, guidance)
+    for model in MODELS
+    for guidance in GUIDANCE
+    if guidance in ("default", "without") or not model.startswith("lcm")
+]
+
+
+@pytest.mark.parametrize("form", ["time", "context", "both"])
+@pytest.mark.parametrize(("model", "guidance"), CASES)
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun", "euler_ancestral", "dpm_adaptive"])
+def test_a_hoisted_bundle_draws_what_the_plain_one_draws(
+    opened: Opened, model: str, guidance: str, sampler: str, form: str
+) -> None:
+    for count in (1, 3):
+        asked = {**GUIDANCE[guidance], "sampler": sampler, "count": count}
+        (plain, expected), (hoisted, found) = (
+            drawn(opened(model, made), **asked) for made in ("plain", form)
+        )
+        assert np.abs(found - expected).max() <= 1e-6 * np.abs(expected).max()
+        for a, b in zip(plain.images, hoisted.images, strict=True):
+            # One level where rounding falls to the other side.
+            assert np.abs(np.asarray(a, int) - np.asarray(b, int)).max() <= 1
+
+
+def softmax(scores: Array) -> Array:
+    powers = np.exp(scores - scores.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def encoded(pipe: Pipeline, model: Model, text: str | None) -> tuple[Array, Array]:
+    """The context and the pooled text of one text; None is zeros."""
+    constants, contexts = weights(model), []
+    for name in sorted(model.widths):
+        file = pipe.bundle.path / pipe.bundle.manifest.tokenizers[name].file
+        ids = tokenizers.Tokenizer.from_file(str(file)).encode(text or "").ids
+        contexts.append(constants[name][ids].astype(np.float64))
+    context, pooled = np.concatenate(contexts, -1), np.zeros(5)
+    if "pooled" in model.told:
+        pooled = contexts[-1].mean(0) @ constants["pooled_weight"]
+    return (context, pooled) if text is not None else (0 * context, 0 * pooled)
+
+
+def reference(
+    pipe: Pipeline,
+    model: Model,
+    asked: Resolved,
+    unguided: tuple[str | None, tuple[float, ...]],
+    guided: tuple[str, tuple[float, ...]],
+) -> Array:
+    """The latents of a request by the sampler's function, in float64: texts and what follows the
+    pooled text (sizes in hundreds, guidance) for each half."""
+    constants, schedule = weights(model), bundle.noise_schedule(pipe.bundle.betas)
+    shape = (asked.count, 4, asked.height // 8, asked.width // 8)
+
+    def network(latent: Array, t: float, text: str | None, told: tuple[float, ...]) -> Array:
+        context, pooled = encoded(pipe, model, text)
+        parts = [
+            np.cos(t * constants["frequencies"][0]),
+            *([pooled] if len(told) > 1 else []),
+            told,
+        ]
+        time = np.tanh(np.concatenate(parts) @ constants["time_weight"]) * 0.1
+        keys, values = np.split(context @ constants["kv_weight"], 2, axis=-1)
+        pixels = latent.reshape(len(latent), 4, -1).transpose(0, 2, 1)
+        attended = softmax(pixels @ keys.T) @ values
+        picture = attended.transpose(0, 2, 1).reshape(latent.shape)
+        return latent * 0.9 + picture * 0.1 + time[:, None, None]
+
+    def denoised(x: Array, sigma: float) -> Array:
+        latent, t = x / np.sqrt(sigma**2 + 1), schedule.timestep(sigma)
+        answer = network(latent, t, *guided)
+        scale = 1.0 if "guidance" in model.told else asked.guidance
+        if scale != 1:
+            other = network(latent, t, *unguided)
+            answer = other + scale * (answer - other)
+        return x - sigma * answer
+
+    sampler, out = samplers.get(asked.sampler), Tensor.empty(shape, "f32")
+    first, draw = noise.streams(sampler.noise, asked.rng, asked.seeds)
+    start(out, asked.sigmas[0], first)
+    begin = np.array(out, np.float64)
+
+    def draws(sigma: float, sigma_next: float) -> Array:
+        draw(out, sigma, sigma_next)
+        return np.array(out, np.float64)
+
+    return np.asarray(sampler.sample(denoised, begin, asked.sigmas, draws))
+
+
+WIDE = (0.24, 0.32, 0.0, 0.0, 0.24, 0.32)  # of 32 × 24 pixels, in hundreds
+BORDERED = WIDE[:4]
+HALVES: dict[str, tuple[tuple[str | None, tuple[float, ...]], tuple[str, tuple[float, ...]]]] = {
+    "sd": (("", ()), (PROMPT, ())),
+    "xl": ((None, WIDE), (PROMPT, WIDE)),
+    "refiner": (("", (*BORDERED, 0.025)), (PROMPT, (*BORDERED, 0.06))),
+    "lcm": (("", ()), (PROMPT, (4.0,))),
+    "lcm-xl": (("", ()), (PROMPT, (*WIDE, 4.0))),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler_ancestral", "supreme"])
+def test_networks_are_given_what_the_request_says(
+    opened: Opened, model: str, sampler: str, form: str
+) -> None:
+    pipe = opened(model, form)
+    _, found = drawn(pipe, sampler=sampler)
+    asked = resolve(Request(PROMPT, seed=3, sampler=sampler), pipe.bundle)
+    expected = reference(pipe, MODELS[model], asked, *HALVES[model])
+    # The networks answer in float32, and what comes of it is fed back.
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+class Counted:
+    """An engine that counts its runs and remembers the rows of the last."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.runs, self.rows = inner, 0, 0
+        self.close = inner.close
+
+    def bind(self, tensors: Mapping[str, Tensor]) -> None:
+        self.inner.bind(tensors)
+        self.rows = next(tensors[n].shape[0] for n in ("timestep", "context") if n in tensors)
+
+    def run(self, stream: int = 0) -> None:
+        self.inner.run(stream)
+        self.runs += 1
+
+
+@pytest.mark.parametrize(
+    ("sampler", "rows"), [("dpmpp_2m", 12), ("heun", 12), ("dpmpp_2m_sde", 12)]
+)
+def test_projections_run_once_a_request_on_rows_that_differ(
+    opened: Opened, sampler: str, rows: int
+) -> None:
+    pipe = opened("xl", "both")
+    pipe.close()
+    time = pipe.__dict__["_time_projection"] = Counted(
+        open_engine(pipe.bundle.network("time_projection"))
+    )
+    context = Counted(pipe._conditions._projection)
+    pipe._conditions._projection = context  # type: ignore[assignment]
+    drawn(pipe, count=8, sampler=sampler)
+    assert (time.runs, time.rows) == (1, rows)  # 6 noise levels, two halves, for all 8 images
+    assert context.runs == 2  # one for each text
+    drawn(pipe, sampler=sampler, guidance=1.0)
+    assert (time.runs, time.rows) == (2, rows // 2)
+    assert context.runs == 3
+    pipe.close()
+
+
+def test_the_next_request_replaces_what_the_last_one_was_told(opened: Opened) -> None:
+    pipe = opened("xl", "both")
+    _, first = drawn(pipe)
+    _, other = drawn(pipe, negative_prompt=NEGATIVE, guidance=2.0)
+    _, again = drawn(pipe)
+    assert (first == again).all()
+    assert np.abs(first - other).max() > 1e-3
+    lcm = opened("lcm", "both")
+    _, weak = drawn(lcm, guidance=2.0)
+    _, strong = drawn(lcm, guidance=8.0)
+    assert np.abs(weak - strong).max() > 1e-3
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_image_is_the_same_in_any_batch_place(opened: Opened, form: str) -> None:
+    pipe = opened("xl", form)
+    together = pipe(PROMPT, seed=3, count=6)
+    for place in (0, 2, 5):
+        alone = pipe(PROMPT, seed=3 + place).images[0]
+        difference = np.asarray(alone, int) - np.asarray(together.images[place], int)
+        assert np.abs(difference).max() <= 1  # products of other heights may sum in another order
+
+
+def test_the_hoisted_loop_leaves_no_memory_behind_that_grows_with_steps(opened: Opened) -> None:
+    pipe = opened("xl", "both")
+
+    def peak(steps: int) -> int:
+        asked = resolve(drawn(pipe, steps=steps)[0].request, pipe.bundle)
+        loop = pipe._plan(asked, 1, 2).loop
+        _, draw = noise.streams("gaussian", "philox", [0])
+        tracemalloc.start()
+        loop.run(Guidance(5.0), draw)
+        result = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return result
+
+    assert peak(200) <= peak(10) + 256
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"negative_prompt": NEGATIVE}, {"guidance_rescale": 0.5}, {"guidance_interval": (0.3, 5.0)}],
+)
+def test_a_model_that_embeds_guidance_refuses_what_acts_through_two_answers(
+    opened: Opened, asked: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidRequest, match="embeds the scale of guidance"):
+        opened("lcm", "both")(PROMPT, **asked)
