@@ -148,8 +148,8 @@ class Pipeline:
         generator: diffusers' way to give a seed: a torch.Generator; one on the CPU also chooses
             rng="torch", one on CUDA "philox", so that the noise is the one it would draw
         callback: see Callback
-        Raises InvalidRequest, UnknownSampler or UnknownSchedule for what is out of range, and
-        Cancelled when the callback returns False.
+        Raises InvalidRequest, UnknownSampler or UnknownSchedule for what is out of range (the first
+        also for a bundle that needs more than text), and Cancelled when the callback returns False.
         """
         if isinstance(prompt, Request):
             if negative_prompt or parameters or generator is not None:

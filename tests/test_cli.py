@@ -222,6 +222,19 @@ def test_info_compares_graphs_with_the_plain_ones_by_operator(copied: Path) -> N
     assert f"MatMul 98 → {graph['operators']['MatMul']} -28" in lines
 
 
+def test_info_shows_a_bundle_that_draws_nothing_by_itself(copied: Path) -> None:
+    manifest = json.loads((copied / "bundle.json").read_text())
+    unet = manifest["networks"]["unet"] | {"precision": "fp16", "kept": ["conv_out", "norm"]}
+    absent = dict.fromkeys(("betas", "context", "defaults"))
+    changed = {"task": "control", "tokenizers": {}, "networks": {"controlnet": unet}}
+    noted = {"notes": ["conv_out kept in float32: 7e4"]}
+    (copied / "bundle.json").write_text(json.dumps(manifest | absent | changed | noted))
+    done = sdfast("info", copied)
+    assert done.returncode == 0
+    for words in ("task control", "fp16, 2 layers in fp32", "note: conv_out kept in float32: 7e4"):
+        assert words in done.stdout
+
+
 def refused(constant: str) -> None:
     raise AssertionError(f"{constant} is not JSON")
 
