@@ -20,7 +20,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from .. import bundle
 from ..bundle import Bundle, Difference, Graph, Manifest, Network, Tokenizer
-from ..errors import CheckpointError, OutputError
+from ..errors import CheckpointError, OutputError, VerificationError
 from ..pipeline import Pipeline
 from ..tensors import TensorSpec
 from . import drawing, embeddings, links, lora, manifest, precision, sources, verify, weights
@@ -28,33 +28,30 @@ from .components import Checkpoint, Component
 from .graph import OPSET, operators
 from .networks import Options
 from .plan import Planned, plan
-from .recipes import Recipe, for_checkpoint
+from .recipes import Recipe
 from .settings import Settings
 
-Progress = Callable[[str, int, int], None]
 _TEMPORARY = ".sdfast-export-"
 _OFF = Difference(0.0, 0.0, 0.0, 1.0)
 
 
-def export_checkpoint(
-    source: str | Path, destination: Path, settings: Settings, progress: Progress
-) -> Bundle:
+def export_checkpoint(source: str | Path, destination: Path, settings: Settings) -> Bundle:
     """See `sdfast.export.export`."""
     _check_destination(destination, settings.overwrite)
-    progress("reading the checkpoint", 0, 1)
+    settings.progress("reading the checkpoint", 0, 1)
     with _quiet():
         checkpoint, notes = _read(source, settings)
-        recipe = settings.recipe or for_checkpoint(checkpoint, settings.backend)
+        recipe = settings.recipe_for(checkpoint)
         if settings.graph_from is not None:
             recipe = _recipe_of(_committed(settings.graph_from), recipe)
         with _new_folder(destination) as folder:
-            work = _Work(checkpoint, recipe, settings, folder, progress)
+            work = _Work(checkpoint, recipe, settings, folder)
             whole = work.run(destination.resolve().name, notes)
             bundle.write(folder, whole)
             work.draw(whole)
             bundle.check_files(folder, bundle.parse(folder / bundle.MANIFEST))
             _sync(folder)
-    progress("done", work.stages, work.stages)
+    settings.progress("done", work.stages, work.stages)
     return bundle.load(destination.resolve())
 
 
@@ -93,16 +90,13 @@ class _Work:
     recipe: Recipe
     settings: Settings
     folder: Path
-    progress: Progress
     done: int = 0
 
     def __post_init__(self) -> None:
         found = plan(self.checkpoint, self.recipe.options)
         wanted = set(self.recipe.networks)
-        hoisted = {"time_projection", "context_projection", "preview_decoder"}
         self.plans = {
-            part: [p for p in networks if p.name in wanted | hoisted]
-            for part, networks in found.items()
+            part: [p for p in networks if p.name in wanted] for part, networks in found.items()
         }
         self.plans = {part: networks for part, networks in self.plans.items() if networks}
         self.unit = manifest.unit(self.checkpoint)
@@ -111,7 +105,7 @@ class _Work:
 
     def run(self, name: str, notes: tuple[str, ...]) -> Manifest:
         """Writes all files but bundle.json, and returns what that says."""
-        described = manifest.describe(name, self.checkpoint, self.recipe.defaults)
+        described = manifest.describe(name, self.checkpoint, self.recipe)
         self.drawn = self._drawn(described)
         linked = links.link(self.checkpoint, self.folder) if self.settings.link else {}
         networks: dict[str, Network] = {}
@@ -145,7 +139,7 @@ class _Work:
         decibels = verify.psnr(got, self.drawn.image)
         coarsest = min(verify.BOUNDS[n.precision].decibels for n in whole.networks.values())
         if not decibels >= coarsest:
-            raise CheckpointError(
+            raise VerificationError(
                 f"the picture drawn by the exported networks is {decibels:.1f} dB from torch's; "
                 f"{coarsest:g} is the least: export in a wider precision (--precision fp32)"
             )
@@ -180,6 +174,8 @@ class _Work:
             forms[p.name] = precision.convert(
                 models[p.name], p.graph.weights, self._precision(p.name), kept[p.name]
             )
+        # Before nodes are added that backends fold away when they load a graph (weights.py).
+        counts = {name: operators(model) for name, model in models.items()}
         stored = self._lay(part, [(models[p.name], forms[p.name]) for p in planned], linked)
         for p in planned:
             (self.folder / f"{p.name}.onnx").write_bytes(
@@ -191,7 +187,7 @@ class _Work:
             self._tell(f"exporting {p.name}")
             found = self._checked(p, component, opened, examples.get(p.name, []))
             made[p.name] = self._network(
-                p, models[p.name], forms[p.name], stored, kept[p.name], found
+                p, models[p.name], forms[p.name], stored, kept[p.name], found, counts[p.name]
             )
         return made
 
@@ -270,6 +266,7 @@ class _Work:
         stored: tuple[str, ...],
         kept: tuple[str, ...],
         found: Difference,
+        counts: dict[str, int],
     ) -> Network:
         options = self.recipe.options
         named = tuple(name for name, value in vars(options).items() if value)
@@ -284,13 +281,11 @@ class _Work:
             precision=self._precision(p.name),
             kept=kept,
             difference=found,
-            graph=Graph(OPSET, named, operators(model), operators(p.plain.model())),
+            graph=Graph(OPSET, named, counts, operators(p.plain.model())),
         )
 
     def _precision(self, network: str) -> str:
-        hoisted = network.endswith("_projection") or network == "unet_adapters"
-        name = "unet" if hoisted else "vae_decoder" if network == "preview_decoder" else network
-        return self.settings.precision or self.recipe.precision.get(name, "fp32")
+        return self.recipe.precision[network]
 
     def _tokenizers(self) -> dict[str, Tokenizer]:
         made = {}
@@ -303,7 +298,7 @@ class _Work:
         return made
 
     def _tell(self, stage: str, advance: int = 1) -> None:
-        self.progress(stage, self.done, self.stages)
+        self.settings.progress(stage, self.done, self.stages)
         self.done += advance
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints on the Hugging Face hub, through its client: its cache, its switch for offline use."""
+"""Checkpoints on the Hugging Face hub, through its client, its cache and its offline switch."""
 
 from __future__ import annotations
 

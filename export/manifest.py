@@ -5,13 +5,14 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from .. import __version__, bundle
-from ..bundle import Betas, Context, Defaults, Manifest, Sizes
+from ..bundle import Betas, Context, Manifest, Sizes
 from ..errors import CheckpointError
 from .components import Checkpoint
 from .networks import vae
+from .recipes import Recipe
 
 
-def describe(name: str, checkpoint: Checkpoint, defaults: Defaults | None) -> Manifest:
+def describe(name: str, checkpoint: Checkpoint, recipe: Recipe) -> Manifest:
     """The manifest without networks, tokenizers and files. Raises CheckpointError."""
     control = checkpoint.task == "control"
     return Manifest(
@@ -24,9 +25,9 @@ def describe(name: str, checkpoint: Checkpoint, defaults: Defaults | None) -> Ma
         if control
         else float(checkpoint.components["vae"].config["scaling_factor"]),
         betas=None if control else _betas(checkpoint),
-        sizes=_sizes(checkpoint),
+        sizes=_sizes(checkpoint, recipe),
         context=None if control else _context(checkpoint),
-        defaults=None if control else defaults or _defaults(checkpoint),
+        defaults=recipe.defaults,
         tokenizers={},
         networks={},
         files={},
@@ -66,15 +67,22 @@ def _betas(checkpoint: Checkpoint) -> Betas:
         ) from error
 
 
-def _sizes(checkpoint: Checkpoint) -> Sizes:
+def _sizes(checkpoint: Checkpoint, recipe: Recipe) -> Sizes:
+    """The recipe's range; by default what the U-Net was trained on."""
     parts = checkpoint.components
     denoiser = parts.get("unet") or parts["controlnet"]
     scale = vae.image_scale(parts["vae"].config) if "vae" in parts else 8
-    side = int(denoiser.config.get("sample_size") or 64) * scale
     multiple = scale * unit(checkpoint)
     channels = parts["vae"].config["latent_channels"] if "vae" in parts else 4
-    side = max(side // multiple, 2) * multiple
-    return Sizes(side, side, 2 * multiple, 4 * side, multiple, int(channels), scale)
+    height, width = recipe.profiles["height"], recipe.profiles["width"]
+    trained = int(denoiser.config.get("sample_size") or 64) * scale
+    sides = [
+        trained if p.minimum < p.maximum else p.optimum  # a fixed profile is what there is
+        for p in (width, height)
+    ]
+    low = min(width.minimum, height.minimum, *sides)
+    high = max(width.maximum, height.maximum, *sides)
+    return Sizes(*sides, low, high, multiple, int(channels), scale)
 
 
 def _context(checkpoint: Checkpoint) -> Context:
@@ -86,8 +94,3 @@ def _context(checkpoint: Checkpoint) -> Context:
         pooled=int(second.config["projection_dim"]) if second else None,
         zeros_for_empty=checkpoint.family == "sdxl",
     )
-
-
-def _defaults(checkpoint: Checkpoint) -> Defaults:
-    small = int(checkpoint.components["unet"].config.get("sample_size") or 64) < 64
-    return Defaults("dpmpp_2m", "karras", 20, 4.0 if small else 7.0)

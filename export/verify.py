@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from ..bundle import Difference
-from ..errors import BackendUnavailable, CheckpointError
+from ..errors import BackendUnavailable, VerificationError
 from . import precision as precisions
 from .plan import Planned, Values, outputs
 
@@ -200,9 +200,9 @@ def psnr(got: NDArray[np.uint8], want: NDArray[np.uint8]) -> float:
     return float("inf") if square == 0 else 10 * float(np.log10(255**2 / square))
 
 
-def refuse(name: str, found: Difference, where: str) -> CheckpointError:
+def refuse(name: str, found: Difference, where: str) -> VerificationError:
     """What an export that is out of bounds ends with."""
-    return CheckpointError(
+    return VerificationError(
         f"{name} as exported differs from its module by {found.absolute:.3g} ({found.relative:.3g} "
         f"relative, cosine {found.cosine:.5f}), which begins at {where}: export it in a wider "
         "precision (--precision fp32), or report it if it is in that already"

@@ -1,4 +1,4 @@
-"""Writes a checkpoint folder as one file in the original layout: what diffusers' converters undo."""
+"""Writes a checkpoint folder as one file in the original layout, as diffusers' converters undo."""
 
 from __future__ import annotations
 
