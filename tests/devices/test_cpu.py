@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from sdfast import _core, noise, program, samplers, schedules
-from sdfast.devices.cpu import Denoiser, HostRun, Loop, start
+from sdfast.devices.cpu import Denoiser, HostRun, Loop, TimeTable, start
 from sdfast.guidance import Guidance
 from sdfast.schedules import NoiseSchedule
 from sdfast.tensors import Tensor
@@ -36,7 +36,7 @@ class Network:
         self.bindings = 0
 
     def bind(self, tensors: Mapping[str, Tensor]) -> None:
-        arrays = [np.asarray(tensors[name]) for name in self.tensors]
+        arrays = [np.asarray(tensors[n]) for n in ("latent", "timestep", "context", "noise")]
         self._latent, self._timestep, self._context, self._noise = arrays
         self.batch = len(self._latent)
         self.bindings += 1
@@ -209,17 +209,78 @@ def test_progress_counts_evaluations_and_may_end_the_run() -> None:
         loop.run(Guidance(1.0), draw, stop)
 
 
-def test_a_run_leaves_no_memory_behind_that_grows_with_steps() -> None:
-    def peak(steps: int) -> int:
-        sigmas = schedules.sigmas("karras", steps, SD)
-        traced = program.trace("dpmpp_2m", sigmas)
-        loop = looped(traced, Network(2))
-        draw = begun(loop, sigmas)
-        loop.run(Guidance(4.0), draw)
-        tracemalloc.start()
-        loop.run(Guidance(4.0), draw)
-        result = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return result
+class Times:
+    """time = timestep / 20000, on bound tensors."""
 
-    assert peak(400) <= peak(10) + 256
+    def bind(self, tensors: Mapping[str, Tensor]) -> None:
+        self._timestep, self._time = (np.asarray(tensors[n]) for n in ("timestep", "time"))
+
+    def run(self) -> None:
+        np.divide(self._timestep[:, None], 20000, out=self._time)
+
+
+class Hoisted(Network):
+    """Network with timestep / 20000 given as time."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__(rows)
+        self.tensors["time"] = Tensor.empty((rows * SHAPE[0], 1), "f32")
+
+    def bind(self, tensors: Mapping[str, Tensor]) -> None:
+        super().bind(tensors)
+        self._time = np.asarray(tensors["time"])
+
+    def run(self) -> None:
+        np.multiply(self._latent, self._context[:, None, None, None], out=self._noise)
+        self._noise += self._time[:, :, None, None]
+
+
+def tabled(traced: program.Program, rows: int) -> Loop:
+    network = Hoisted(rows)
+    sigmas = [i.sigma for i in traced.instructions if isinstance(i, program.Eval)]
+    timesteps = list(dict.fromkeys(map(SD.timestep, sigmas)))
+    count = rows * len(timesteps)
+    tensors = {
+        "timestep": Tensor.empty((count,), "f32"),
+        "time": Tensor.empty((count, 1), "f32"),
+    }
+    table = TimeTable(Times(), tensors, timesteps, network.tensors["time"])
+    table.compute()
+    return Loop(traced, Denoiser(network, network.tensors, SHAPE[0], SD, "epsilon", table), SHAPE)
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2s_ancestral"])
+@pytest.mark.parametrize(
+    ("rows", "guidance"),
+    [(1, Guidance(1.0)), (2, Guidance(4.5)), (2, Guidance(4.5, interval=(0.3, 3.0)))],
+)
+def test_a_table_of_times_is_the_timesteps_bit_for_bit(
+    name: str, rows: int, guidance: Guidance
+) -> None:
+    sigmas = schedules.sigmas("karras", 12, SD)
+    traced = program.trace(name, sigmas)
+    plain = looped(traced, Network(rows))
+    hoisted = tabled(traced, rows)
+    for loop in (plain, hoisted):
+        loop.run(guidance, begun(loop, sigmas))
+    assert (np.asarray(plain.result) == np.asarray(hoisted.result)).all()
+
+
+def peak(loop: Loop, steps: int) -> int:
+    """What Python allocates at most during a run, in bytes beyond what was there."""
+    draw = begun(loop, schedules.sigmas("karras", steps, SD))
+    loop.run(Guidance(4.0), draw)
+    tracemalloc.start()
+    loop.run(Guidance(4.0), draw)
+    result = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return result
+
+
+@pytest.mark.parametrize("hoisted", [False, True])
+def test_a_run_leaves_no_memory_behind_that_grows_with_steps(hoisted: bool) -> None:
+    def peak_of(steps: int) -> int:
+        traced = program.trace("dpmpp_2m", schedules.sigmas("karras", steps, SD))
+        return peak(tabled(traced, 2) if hoisted else looped(traced, Network(2)), steps)
+
+    assert peak_of(400) <= peak_of(10) + 256
