@@ -32,7 +32,6 @@ from .recipes import Recipe
 from .settings import Settings
 
 _TEMPORARY = ".sdfast-export-"
-_OFF = Difference(0.0, 0.0, 0.0, 1.0)
 
 
 def export_checkpoint(source: str | Path, destination: Path, settings: Settings) -> Bundle:
@@ -49,10 +48,9 @@ def export_checkpoint(source: str | Path, destination: Path, settings: Settings)
             whole = work.run(destination.resolve().name, notes)
             bundle.write(folder, whole)
             work.draw(whole)
-            bundle.check_files(folder, bundle.parse(folder / bundle.MANIFEST))
             _sync(folder)
     settings.progress("done", work.stages, work.stages)
-    return bundle.load(destination.resolve())
+    return Bundle(destination.resolve(), bundle.parse(destination.resolve() / bundle.MANIFEST))
 
 
 def _read(source: str | Path, settings: Settings) -> tuple[Checkpoint, tuple[str, ...]]:
@@ -119,7 +117,7 @@ class _Work:
             described,
             networks=networks,
             tokenizers=tokenizers,
-            files=dict(bundle.digests(self.folder)),
+            files=bundle.digests(self.folder),
             source={
                 **described.source,
                 "recipe": self.recipe.name,

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -266,13 +267,14 @@ def write(folder: Path, manifest: Manifest) -> None:
 
 def check_files(folder: Path, manifest: Manifest) -> None:
     """Raises BundleError unless every file is there, inside the folder, with its sha256."""
-    for name, expected in manifest.files.items():
+    for name in manifest.files:
         file = folder / name
         if not file.is_file():
             raise BundleError(f"bundle {folder} lacks {name}: export or download it again")
         if not file.resolve().is_relative_to(folder.resolve()):
             raise BundleError(f"{name} of bundle {folder} leads out of its folder: do not use it")
-        if sha256(file) != expected:
+    for name, found in _hashed([folder / name for name in manifest.files], manifest.files):
+        if found != manifest.files[name]:
             raise BundleError(
                 f"{name} of bundle {folder} is damaged or altered (its checksum differs from "
                 f"{MANIFEST}'s): export or download it again"
@@ -390,10 +392,12 @@ def _wrong_inputs(networks: Mapping[str, Network], context: Context) -> Iterator
         yield "one text encoder must write pooled of context.pooled's width, if that is not null"
 
 
-def digests(folder: Path) -> Mapping[str, str]:
+def digests(folder: Path) -> dict[str, str]:
     """The sha256 of every file of a folder but its manifest, by relative path."""
-    return {
-        file.relative_to(folder).as_posix(): sha256(file)
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name != MANIFEST
-    }
+    files = [f for f in sorted(folder.rglob("*")) if f.is_file() and f.name != MANIFEST]
+    return dict(_hashed(files, [f.relative_to(folder).as_posix() for f in files]))
+
+
+def _hashed(files: Iterable[Path], names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    with ThreadPoolExecutor() as pool:  # hashing leaves Python's lock
+        yield from zip(names, pool.map(sha256, files), strict=True)
