@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +48,7 @@ class Component:
 class Checkpoint:
     """A model: its components, noise schedule and tokenizers.
 
-    source: what the user gave: a folder, a file, or a hub id with its revision
+    source: what the user gave: a folder, a file, or a hub id and its commit, owner/name@commit
     family: one of FAMILIES; task: one of TASKS
     prediction: "epsilon", "v_prediction" or "sample"
     components: by diffusers' names: text_encoder, text_encoder_2, unet, vae, controlnet
@@ -79,7 +80,8 @@ def blueprint(kind: str, config: Mapping[str, Any]) -> nn.Module:
             if library is transformers:
                 module: nn.Module = made(made.config_class(**config))
             else:
-                module = made.from_config(dict(config))
+                taken = inspect.signature(made.__init__).parameters
+                module = made.from_config({k: v for k, v in config.items() if k in taken})
     except Exception as error:  # whatever the class raises, its configuration is the reason
         raise CheckpointError(f"no {kind} can be built from its config ({error})") from error
     return module
@@ -120,10 +122,14 @@ def component(
 
 
 def _complete(module: nn.Module) -> dict[str, Any]:
+    """What shapes the network alone: not where it came from, nor the precision of its file."""
     if isinstance(module, transformers.PreTrainedModel):
         module.config.architectures = [type(module).__name__]
-        return dict(module.config.to_dict())
-    return {k: v for k, v in module.config.items() if not k.startswith("_")}  # type: ignore[union-attr, operator]
+        known = module.config.to_dict()
+        left_out = {"dtype", "torch_dtype", "transformers_version"}
+        return {k: v for k, v in known.items() if k not in left_out and not k.startswith("_")}
+    taken = inspect.signature(type(module).__init__).parameters
+    return {name: value for name, value in module.config.items() if name in taken}
 
 
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}

@@ -1,4 +1,4 @@
-"""Checkpoints on the Hugging Face hub, through its client, its cache and its offline switch."""
+"""Checkpoints on the Hugging Face hub, through its client: its cache, its switch to be offline."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import HTTPError
 
 from ..errors import CheckpointError
 from . import tokenizers
@@ -23,25 +23,29 @@ def is_id(source: str) -> bool:
 
 
 def fetch(source: str, revision: str | None, allow_pickle: bool) -> Path:
-    """The folder of a hub id in the cache, downloaded before where it can be. Raises
-    CheckpointError."""
+    """The folder of a hub id in the cache, downloaded before where it can be; it is called after
+    the commit. Raises CheckpointError."""
     try:
-        try:
-            info = HfApi().model_info(source, revision=revision)
-        except (RepositoryNotFoundError, HFValidationError):
-            raise
-        except (OSError, HTTPError):  # no network, or told to be offline: the cache
-            kept = {"allow_patterns": ["model_index.json"], "local_files_only": True}
-            return Path(snapshot_download(source, revision=revision, **kept))
+        info = HfApi().model_info(source, revision=revision)
         names = [file.rfilename for file in info.siblings or ()]
         wanted = sorted(needed(names, allow_pickle))
         return Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
-    except (OSError, ValueError, HTTPError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(
-            f"there is no folder {source}, and it cannot be had from the hub ({reason}): download"
-            " it where there is a network and give its folder, in diffusers' layout"
-        ) from error
+    except (OSError, ValueError, HTTPError) as error:  # no network, told to be offline, no such id
+        try:
+            kept = snapshot_download(
+                source,
+                revision=revision,
+                allow_patterns=["model_index.json"],  # not to ask for what no one asked for before
+                local_files_only=True,
+            )
+        except (OSError, ValueError):
+            reason = str(error).strip().splitlines()[0]
+            raise CheckpointError(
+                f"there is no folder {source}, and the hub's model of that name can neither be had"
+                f" from the network ({reason}) nor from the cache: download it where there is a"
+                " network and give its folder, in diffusers' layout"
+            ) from error
+        return Path(kept)
 
 
 def needed(names: Iterable[str], allow_pickle: bool) -> set[str]:

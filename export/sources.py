@@ -36,8 +36,8 @@ def read(
     revision: str | None = None,
     family: str | None = None,
     prediction: str | None = None,
-    vae: Path | None = None,
-    tokenizer: Path | None = None,
+    vae: str | Path | None = None,
+    tokenizer: str | Path | None = None,
     allow_pickle: bool = False,
 ) -> Checkpoint:
     """Reads a checkpoint; weights stay on the disk until they are used.
@@ -51,27 +51,46 @@ def read(
 
     Raises CheckpointError, naming the file or tensor, for everything that is missing or wrong.
     """
-    name = str(source)
+    vae_place, words = (None if place is None else Path(place) for place in (vae, tokenizer))
+    options = _Options(family, prediction, vae_place, words, allow_pickle)
+    try:
+        return _read(str(source), revision, options)
+    except CheckpointError as error:
+        if str(source) in str(error):
+            raise
+        raise CheckpointError(f"{source}: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What `read` was asked for besides the source."""
+
+    family: str | None
+    prediction: str | None
+    vae: Path | None
+    tokenizer: Path | None
+    allow_pickle: bool
+
+
+def _read(source: str, revision: str | None, options: _Options) -> Checkpoint:
     path = Path(source)
     if path.is_file():
-        parts = _file(path, vae is None, tokenizer, prediction, allow_pickle)
-    elif path.is_dir():
-        parts = _folder(path, vae is None, tokenizer, allow_pickle)
-    elif path.suffix not in (".safetensors", *weight_files.PICKLES) and hub.is_id(name):
-        place = hub.fetch(name, revision, allow_pickle)
-        parts = _folder(place, vae is None, tokenizer, allow_pickle)
-        name = name if revision is None else f"{name}@{revision}"
-    else:
-        raise CheckpointError(
-            f"there is no {name}: give a folder in diffusers' layout (model_index.json, unet/, …),"
-            " a .safetensors file in the original layout, or owner/name of a model on the hub"
-        )
-    return _checkpoint(name, parts, family, prediction, vae, allow_pickle)
+        return _checkpoint(source, _file(path, options), options)
+    if path.is_dir():
+        return _checkpoint(source, _folder(path, options), options)
+    if path.suffix not in (".safetensors", *weight_files.PICKLES) and hub.is_id(source):
+        place = hub.fetch(source, revision, options.allow_pickle)
+        return _checkpoint(f"{source}@{place.name}", _folder(place, options), options)
+    raise CheckpointError(
+        f"there is no {source}: give a folder in diffusers' layout (model_index.json, unet/, …),"
+        " a .safetensors file in the original layout, or owner/name of a model on the hub"
+    )
 
 
-def read_vae(path: Path, family: str = "sd1", *, allow_pickle: bool = False) -> Component:
+def read_vae(path: str | Path, family: str = "sd1", *, allow_pickle: bool = False) -> Component:
     """An AutoencoderKL or AutoencoderTiny, from its folder or one file. family: whose latents it
     reads, which tells their scale where no configuration does. Raises CheckpointError."""
+    path = Path(path)
     if path.is_file():
         weights = weight_files.read(path, allow_pickle)
         return single_file.vae(weights, families.LATENT_SCALES[family], path)
@@ -90,92 +109,84 @@ class _Parts:
     tokenizers: Mapping[str, Tokenizer]
 
 
-def _checkpoint(
-    name: str,
-    parts: _Parts,
-    family: str | None,
-    prediction: str | None,
-    vae: Path | None,
-    allow_pickle: bool,
-) -> Checkpoint:
+def _checkpoint(name: str, parts: _Parts, options: _Options) -> Checkpoint:
     components = dict(parts.components)
-    found = families.family(components, family)
-    if vae is not None and "unet" in components:
-        components["vae"] = read_vae(Path(vae), found, allow_pickle=allow_pickle)
-    if "unet" in components:
-        for part in (*NEEDED[found], "vae"):
-            if part not in components:
-                raise CheckpointError(f"{part} is missing from {name}: {found} needs it")
-    foreseen = families.prediction(parts.scheduler, prediction)
+    found = families.family(components, options.family)
+    if options.vae is not None:
+        components["vae"] = read_vae(options.vae, found, allow_pickle=options.allow_pickle)
+    needed = (*NEEDED[found], "vae") if "unet" in components else ()
+    for part in needed:
+        if part not in components:
+            raise CheckpointError(f"{part} is missing from {name}: {found} needs it")
+    prediction = families.prediction(parts.scheduler, options.prediction)
     scheduler = dict(parts.scheduler)
     if scheduler:
-        scheduler["prediction_type"] = foreseen
+        scheduler["prediction_type"] = prediction
     task = families.task(components)
-    return Checkpoint(name, found, task, foreseen, components, scheduler, parts.tokenizers)
+    return Checkpoint(name, found, task, prediction, components, scheduler, parts.tokenizers)
 
 
-def _file(
-    file: Path,
-    needs_vae: bool,
-    tokenizer: Path | None,
-    prediction: str | None,
-    allow_pickle: bool,
-) -> _Parts:
-    weights = weight_files.read(file, allow_pickle)
-    components, scheduler = single_file.read(weights, file, prediction)
-    if "unet" not in components:
-        return _Parts(components, {}, {})
-    if needs_vae and "vae" not in components:
+def _file(file: Path, options: _Options) -> _Parts:
+    weights = weight_files.read(file, options.allow_pickle)
+    components, scheduler = single_file.read(weights, file, options.prediction)
+    if "unet" in components and "vae" not in components and options.vae is None:
         raise CheckpointError(
             f"{file} has no baked-in VAE: pass --vae, a folder or file of the VAE it was made with"
         )
     made = {}
-    for part, named in _TOKENIZERS.items():
-        if part in components:
-            length = components[part].config["max_position_embeddings"]
-            pad = _padding(components[part])
-            made[named] = (
-                tokenizers.published(length, pad)
-                if tokenizer is None
-                else tokenizers.read(Path(tokenizer), length, pad)
-            )
-            _require_vocabulary(made[named], components[part], tokenizer or tokenizers.PUBLISHED)
+    for name, encoder in _read_by_tokenizers(components):
+        length = encoder.config["max_position_embeddings"]
+        made[name] = (
+            tokenizers.published(length, _padding(encoder))
+            if options.tokenizer is None
+            else tokenizers.read(options.tokenizer, length, _padding(encoder))
+        )
+        _require_vocabulary(made[name], encoder, options.tokenizer or tokenizers.PUBLISHED)
     return _Parts(components, scheduler, made)
 
 
-def _folder(folder: Path, needs_vae: bool, tokenizer: Path | None, allow_pickle: bool) -> _Parts:
+def _folder(folder: Path, options: _Options) -> _Parts:
     if not (folder / "model_index.json").is_file() and (folder / "config.json").is_file():
-        kind = read_json(folder / "config.json").get("_class_name")
-        if kind in CLASSES["vae"]:
-            raise CheckpointError(
-                f"{folder} is an {kind} alone, which replaces a checkpoint's: --vae FOLDER"
-            )
-        return _Parts({"controlnet": _part(folder, "controlnet", allow_pickle)}, {}, {})
+        return _Parts({"controlnet": _controlnet(folder, options)}, {}, {})
     index = read_json(folder / "model_index.json")
-    components = {}
-    for part in CLASSES:
-        if _class_of(index, part) is not None and (part != "vae" or needs_vae):
-            components[part] = _part(folder / part, part, allow_pickle)
-    if "unet" not in components or not components.keys() & _TOKENIZERS.keys():
-        lacking = "unet" if "unet" not in components else "text_encoder"
-        raise CheckpointError(
-            f"{lacking} is missing from {folder}, a {index.get('_class_name')}: the exporter takes"
-            " Stable Diffusion 1.x, 2.x and XL, and ControlNets"
-        )
+    components = {
+        part: _part(folder / part, part, options.allow_pickle)
+        for part in CLASSES
+        if _has(index, part) and (part != "vae" or options.vae is None)
+    }
+    for part, alternatives in (("unet", {"unet"}), ("text_encoder", _TOKENIZERS.keys())):
+        if not components.keys() & alternatives:
+            raise CheckpointError(
+                f"{part} is missing from {folder}, a {index.get('_class_name')}: the exporter"
+                " takes Stable Diffusion 1.x, 2.x and XL, and ControlNets"
+            )
     made = {}
-    for part, named in _TOKENIZERS.items():
-        if part in components:
-            place = folder / named if tokenizer is None else Path(tokenizer)
-            length = components[part].config["max_position_embeddings"]
-            pad = None if tokenizer is None else _padding(components[part])
-            made[named] = tokenizers.read(place, length, pad)
-            _require_vocabulary(made[named], components[part], place)
+    for name, encoder in _read_by_tokenizers(components):
+        place = options.tokenizer or folder / name
+        pad = None if options.tokenizer is None else _padding(encoder)
+        made[name] = tokenizers.read(place, encoder.config["max_position_embeddings"], pad)
+        _require_vocabulary(made[name], encoder, place)
     return _Parts(components, read_json(folder / "scheduler" / "scheduler_config.json"), made)
 
 
-def _class_of(index: Mapping[str, Any], part: str) -> Any:
+def _controlnet(folder: Path, options: _Options) -> Component:
+    kind = read_json(folder / "config.json").get("_class_name")
+    if kind in CLASSES["vae"]:
+        raise CheckpointError(
+            f"{folder} is an {kind} alone, which replaces a checkpoint's: --vae FOLDER"
+        )
+    return _part(folder, "controlnet", options.allow_pickle)
+
+
+def _read_by_tokenizers(components: Mapping[str, Component]) -> list[tuple[str, Component]]:
+    """Each tokenizer's name with the text encoder that reads its tokens."""
+    return [(name, components[part]) for part, name in _TOKENIZERS.items() if part in components]
+
+
+def _has(index: Mapping[str, Any], part: str) -> bool:
+    """model_index.json has [library, class] for a part, [null, null] for one left out."""
     entry = index.get(part)
-    return entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
+    return isinstance(entry, list) and entry[1:2] not in ([], [None])
 
 
 def _part(place: Path, part: str, allow_pickle: bool) -> Component:

@@ -22,6 +22,7 @@ Weights = dict[str, torch.Tensor]
 
 PICKLES = (".ckpt", ".bin", ".pt", ".pth")
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+_MAPPED_AT_ONCE = 2**28  # bytes looked at through one mapping; the next one gives its pages back
 _CHUNK = 2**22  # elements looked at in one go: fits the cache, and hides the cost of a call
 
 
@@ -73,7 +74,7 @@ def read(file: Path, allow_pickle: bool = False) -> Weights:
     if file.suffix in PICKLES and not allow_pickle:
         _refuse_pickle(file)
     load = _unpickled if file.suffix in PICKLES else _mapped
-    _require_finite(load(file), file)  # through a mapping of its own, which takes its pages along
+    _require_finite(file, load)
     return load(file)
 
 
@@ -118,8 +119,14 @@ def _refuse_pickle(file: Path) -> None:
     )
 
 
-def _require_finite(weights: Mapping[str, torch.Tensor], file: Path) -> None:
-    for name, weight in weights.items():
+def _require_finite(file: Path, load: Callable[[Path], Weights]) -> None:
+    weights = load(file)
+    seen = 0
+    for name in list(weights):
+        if seen > _MAPPED_AT_ONCE:
+            weights, seen = load(file), 0
+        weight = weights[name]
+        seen += weight.nbytes
         if weight.is_floating_point() and weight.element_size() > 1 and not _finite(weight):
             raise CheckpointError(f"{name} of {file} holds NaN or infinity: the file is damaged")
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from tokenizers import Tokenizer, processors
 from tokenizers import models as tokenizer_models
@@ -65,6 +66,7 @@ def _write_json(file: Path, content: Mapping[str, Any]) -> None:
 
 def _write_index(destination: Path, made: Sizes) -> None:
     index: dict[str, Any] = {"_class_name": made.pipeline} | dict(made.index)
+    index["_diffusers_version"] = diffusers.__version__
     for part, (kind, _) in made.components.items():
         index[part] = ["transformers" if kind.startswith("CLIP") else "diffusers", kind]
         if part in _TOKENIZERS:

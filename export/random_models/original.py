@@ -1,4 +1,4 @@
-"""Writes a checkpoint folder as one file in the original layout, as diffusers' converters undo."""
+"""Writes a checkpoint folder as one file in the original layout, from which converters read it."""
 
 from __future__ import annotations
 
