@@ -84,14 +84,15 @@ def export(
 
 
 def report(manifest: Manifest) -> Table:
-    """What was measured of each network."""
-    from rich import box
+    """Each network: operators with every option off and as it is, the largest and mean absolute
+    error, the cosine similarity, and how many tensors stay float32. 80 columns wide."""
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, title="compared with torch", title_justify="left")
+    title = "compared with torch (pictures in levels of 255)"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
     table.add_column("network")
     table.add_column("precision")
-    for name in ("operators", "largest error", "mean error", "cosine", "kept in fp32"):
+    for name in ("operators", "largest", "mean", "cosine", "in fp32"):
         table.add_column(name, justify="right")
     for name, network in manifest.networks.items():
         graph, difference = network.graph, network.difference
@@ -99,10 +100,10 @@ def report(manifest: Manifest) -> Table:
             name,
             network.precision,
             f"{sum(graph.plain.values()):,} → {sum(graph.operators.values()):,}",
-            f"{difference.absolute:.2g} ({difference.relative:.2g})",
-            f"{difference.mean:.2g}",
-            f"{difference.cosine:.7f}",
-            str(len(network.kept)),
+            f"{difference.absolute:.1e}",
+            f"{difference.mean:.1e}",
+            f"{difference.cosine:.6f}",
+            f"{len(network.kept):,}" if network.kept else "",
         )
     return table
 
