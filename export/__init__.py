@@ -63,7 +63,8 @@ def export(
     loras: LoRA files and their weights, -10 … 10, merged in this order
     embeddings: textual-inversion files; each one's name becomes a word of the prompt
     precision: "fp32", "fp16" or "bf16" for every network, in place of the recipe's
-    link: the graphs point into the checkpoint's own files, which then must stay where they are
+    link: the graphs point into the checkpoint's own files, of which the bundle gets second names
+        (hard links, so on one disk); they must not be changed in place
     graph_from: a bundle of the same architecture, whose graphs are taken; only weights are new
     allow_pickle: read .ckpt, .bin, .pt and .pth too, and nothing but tensors from them
     overwrite: replace a bundle that is at `destination`
