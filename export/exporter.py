@@ -100,6 +100,7 @@ class _Work:
         self.unit = manifest.unit(self.checkpoint)
         self.verifies = self.settings.graph_from is None
         self.stages = sum(map(len, self.plans.values())) + 3
+        self.magnitudes: dict[str, dict[str, float]] = {}
 
     def run(self, name: str, notes: tuple[str, ...]) -> Manifest:
         """Writes all files but bundle.json, and returns what that says."""
@@ -112,6 +113,8 @@ class _Work:
         if self.settings.graph_from is not None:
             notes += (_same_graphs(networks, self.folder, self.settings.graph_from),)
         tokenizers = self._tokenizers()
+        if self.magnitudes:
+            precision.write_report(self.folder / "magnitudes.json", self.magnitudes)
         self._tell("computing checksums")
         return replace(
             described,
@@ -224,8 +227,8 @@ class _Work:
             else:
                 inputs = [self._adapted(p, values) for values in seen]
             feeds = [verify.feed(p, values, opened.hoisted) for values in inputs]
-            largest = precision.magnitudes(exact / f"{p.name}.onnx", feeds)
-        return precision.too_large(largest, "fp16")
+            self.magnitudes[p.name] = precision.magnitudes(exact / f"{p.name}.onnx", feeds)
+        return precision.too_large(self.magnitudes[p.name])
 
     def _adapted(self, p: Planned, values: verify.Values) -> verify.Values:
         """What a run brought, and random values for what it had no need of."""

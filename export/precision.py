@@ -8,6 +8,8 @@ float32 in any case. Inputs and outputs are float32 at every precision.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,11 +84,21 @@ def magnitudes(file: Path, feeds: Iterable[Mapping[str, NDArray[np.generic]]]) -
     return largest
 
 
-def too_large(largest: Mapping[str, float], precision: str) -> tuple[str, ...]:
-    """The tensors that stay float32."""
-    if precision != "fp16":  # bfloat16 reaches as far as float32
-        return ()
+def too_large(largest: Mapping[str, float]) -> tuple[str, ...]:
+    """The tensors that float16 might not hold."""
     return tuple(name for name, value in largest.items() if not value * HEADROOM < LARGEST)
+
+
+def write_report(file: Path, largest: Mapping[str, Mapping[str, float]]) -> None:
+    """Every tensor's largest magnitude, by network, the largest first; null where it is infinite."""
+    report = {
+        network: {
+            name: float(f"{value:.4g}") if math.isfinite(value) else None
+            for name, value in sorted(values.items(), key=lambda item: -item[1])
+        }
+        for network, values in largest.items()
+    }
+    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def convert(
