@@ -90,7 +90,7 @@ def too_large(largest: Mapping[str, float]) -> tuple[str, ...]:
 
 
 def write_report(file: Path, largest: Mapping[str, Mapping[str, float]]) -> None:
-    """Every tensor's largest magnitude, by network, the largest first; null where it is infinite."""
+    """Every tensor's largest magnitude by network, the largest first; null where it is infinite."""
     report = {
         network: {
             name: float(f"{value:.4g}") if math.isfinite(value) else None
