@@ -5,7 +5,7 @@
 
 A U-Net with random weights, one row. Each form runs in turn with torch.onnx.export's graph (opset
 20, dynamic shapes) in one process; quoted is the median of the ratios of neighbouring runs, by the
-clock. `hoisted` leaves out what context_projection and time_projection compute, as a run's steps do.
+clock. What is hoisted is not run: it is computed once a prompt or once a run, not once a step.
 """
 
 from __future__ import annotations
