@@ -139,8 +139,6 @@ WRONG = {
     "word for a number": (["generate", "x", "--steps", "many"], "'many' is not a valid integer"),
     "unknown option": (["generate", "x", "--step", "3"], "--steps"),
     "unknown command": (["generat"], "generate"),
-    "missing checkpoint": (["export", "nothing", "there"], "there is no folder nothing"),
-    "pickle": (["export", "model.ckpt", "there"], "is a pickle"),
     "no bundle to show": (["info", "nothing"], "known: demo"),
 }
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from sdfast import bundle, cli
@@ -62,18 +63,30 @@ WRONG = {
     ),
     "unknown precision": (["--precision", "half"], "precision 'half' is unknown; known: fp32, "),
     "weight of words": (["--lora", "ink.safetensors:much"], "the weight 'much' of the LoRA ink"),
+    "no checkpoint": ([], "there is no nothing: give a folder in diffusers' layout"),
     "no bundle": (["--graph-from", "nothing"], "there is no bundle 'nothing'"),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_mistake_is_one_clear_sentence_before_anything_is_read(name: str, tmp_path: Path) -> None:
+def test_a_mistake_is_one_clear_sentence_and_leaves_nothing(name: str, tmp_path: Path) -> None:
     words, expected = WRONG[name]
     done = exported("nothing", tmp_path / "there", *words)
     assert done.exit_code == 2, done.stderr
     assert expected in done.stderr
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pickle_is_refused_unless_it_is_allowed(tmp_path: Path) -> None:
+    file = tmp_path / "model.ckpt"
+    torch.save({"cond_stage_model.weight": torch.zeros(1)}, file)
+    for words, problem in (([], "is a pickle"), (["--allow-pickle"], "model.ckpt")):
+        done = exported(file, tmp_path / "there", *words)
+        assert done.exit_code == 2, done.stderr
+        assert problem in done.stderr
+        assert ("is a pickle" in done.stderr) == (words == [])
+        assert list(tmp_path.iterdir()) == [file]
 
 
 def test_a_recipe_of_another_family_is_refused(checkpoint: Path, tmp_path: Path) -> None:
