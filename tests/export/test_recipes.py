@@ -72,9 +72,9 @@ def test_a_file_of_ones_own_is_read(written: Path) -> None:
 
 
 def test_a_table_of_a_backend_changes_what_it_names_alone(written: Path) -> None:
-    table = "[backend.openvino]\nlayout = 'checkpoint'\ngraph = { hoisted_time = false }\n"
-    more = "precision = { unet = 'bf16' }\n"
-    written.write_text(f"{written.read_text()}\n{table}{more}")
+    text, end, _ = written.read_text().partition("[backend.openvino")
+    table = "]\nlayout = 'checkpoint'\ngraph = { hoisted_time = false }\n"
+    written.write_text(f"{text}{end}{table}precision = {{ unet = 'bf16' }}\n")
     base, changed = recipes.load(written), recipes.load(written, "openvino")
     assert changed.layout == "checkpoint"
     assert changed.options == replace(base.options, hoisted_time=False)
