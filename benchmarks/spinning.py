@@ -2,8 +2,8 @@
 
     python benchmarks/spinning.py [--runs 15] [--json FILE]
 
-The networks of one picture (text encoder, 20 U-Net calls with guidance, decoder), each in a session
-of its own, with ONNX Runtime's default, with the spinning stopped after each run (what sdfast
+The networks of one picture (text encoder, the projections of context and time, 20 U-Net calls with
+guidance, decoder), each in a session of its own, with ONNX Runtime's default, with the spinning stopped after each run (what sdfast
 sets), and without spinning. The three take turns, so that a drifting machine treats them alike.
 """
 
@@ -26,7 +26,14 @@ SETTINGS = {
     "stopped after each run": {"session.force_spinning_stop": "1"},
     "no spinning": {"session.intra_op.allow_spinning": "0"},
 }
-CALLS = {"text_encoder": 1, "unet": 20, "vae_decoder": 1}
+STEPS = 20
+CALLS = {
+    "text_encoder": 1,
+    "context_projection": 1,
+    "time_projection": 1,
+    "unet": STEPS,
+    "vae_decoder": 1,
+}
 
 
 def main() -> None:
@@ -38,12 +45,18 @@ def main() -> None:
     demo = store.load("demo")
     rng = np.random.default_rng(0)
     context = demo.manifest.context
+    unet = demo.manifest.networks["unet"].inputs
+    times, keys_values = (unet[name].shape[-1] for name in ("time", "keys_values"))
     inputs = {
         "text_encoder": {"tokens": np.ones((2, context.tokens), np.int32)},
+        "context_projection": {
+            "context": rng.standard_normal((2, context.tokens, context.width), np.float32)
+        },
+        "time_projection": {"timestep": np.linspace(999, 0, 2 * STEPS, dtype=np.float32)},
         "unet": {
             "latent": rng.standard_normal((2, 4, 16, 16), np.float32),
-            "timestep": np.full(2, 500, np.float32),
-            "context": rng.standard_normal((2, context.tokens, context.width), np.float32),
+            "time": rng.standard_normal((2, times), np.float32),
+            "keys_values": rng.standard_normal((2, context.tokens, keys_values), np.float32),
         },
         "vae_decoder": {"latent": rng.standard_normal((1, 4, 16, 16), np.float32)},
     }

@@ -20,7 +20,13 @@ from sdfast.conditioning import (
 from sdfast.errors import BundleError, InvalidRequest
 
 DEMO = store.load("demo")
-UNET = DEMO.manifest.networks["unet"].inputs
+NETWORKS = DEMO.manifest.networks
+# Of a U-Net that encodes texts and times itself.
+UNET = {
+    "latent": NETWORKS["unet"].inputs["latent"],
+    **NETWORKS["time_projection"].inputs,
+    **NETWORKS["context_projection"].inputs,
+}
 TOKENIZER = DEMO.path / DEMO.manifest.tokenizers["text_encoder"].file
 
 
@@ -53,9 +59,8 @@ def test_a_tokenizer_that_pads_to_another_length_is_refused() -> None:
 
 
 def conditions(encoder: TextEncoder, zeros_for_empty: bool = False) -> Conditions:
-    inputs = {"latent": UNET["latent"], "timestep": UNET["timestep"], "context": UNET["context"]}
     context = replace(DEMO.context, zeros_for_empty=zeros_for_empty)
-    return Conditions([encoder], None, inputs, context)
+    return Conditions([encoder], None, UNET, context)
 
 
 def test_a_text_has_the_same_context_bit_for_bit_in_either_row(encoder: TextEncoder) -> None:

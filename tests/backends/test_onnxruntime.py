@@ -15,11 +15,12 @@ DEMO = store.load("demo")
 
 def tensors(rows: int, side: int, seed: int = 0) -> dict[str, Tensor]:
     rng = np.random.default_rng(seed)
-    width = DEMO.manifest.context.width
+    unet = DEMO.manifest.networks["unet"]
+    times, keys_values = (unet.inputs[name].shape[-1] for name in ("time", "keys_values"))
     arrays = {
         "latent": rng.standard_normal((rows, 4, side, side), np.float32),
-        "timestep": np.full(rows, 500, np.float32),
-        "context": rng.standard_normal((rows, 77, width), np.float32),
+        "time": rng.standard_normal((rows, times), np.float32),
+        "keys_values": rng.standard_normal((rows, 77, keys_values), np.float32),
         "noise": np.full((rows, 4, side, side), np.nan, np.float32),
     }
     return {name: Tensor.from_dlpack(array) for name, array in arrays.items()}
@@ -74,8 +75,8 @@ def test_binding_sees_later_changes_of_its_memory() -> None:
 
 def test_a_tensor_of_another_type_is_refused() -> None:
     engine = backends.open_engine(DEMO.network("unet"))
-    bound = tensors(1, 8) | {"timestep": Tensor.empty((1,), "i64")}
-    with pytest.raises(ValueError, match="timestep is i64"):
+    bound = tensors(1, 8) | {"time": Tensor.empty((1, 704), "i64")}
+    with pytest.raises(ValueError, match="time is i64"):
         engine.bind(bound)
 
 
