@@ -3,8 +3,9 @@
     python benchmarks/spinning.py [--runs 15] [--json FILE]
 
 The networks of one picture (text encoder, the projections of context and time, 20 U-Net calls with
-guidance, decoder), each in a session of its own, with ONNX Runtime's default, with the spinning stopped after each run (what sdfast
-sets), and without spinning. The three take turns, so that a drifting machine treats them alike.
+guidance, decoder), each in a session of its own, with ONNX Runtime's default, with the spinning
+stopped after each run (what sdfast sets), and without spinning. The three take turns, so that a
+drifting machine treats them alike.
 """
 
 from __future__ import annotations

@@ -4,14 +4,11 @@ and lays the bundle down whole or not at all."""
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,37 +17,53 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from .. import bundle
 from ..bundle import Bundle, Difference, Graph, Manifest, Network, Tokenizer
-from ..errors import CheckpointError, OutputError, VerificationError
+from ..errors import CheckpointError, VerificationError
 from ..pipeline import Pipeline
 from ..tensors import TensorSpec
-from . import drawing, embeddings, links, lora, manifest, precision, sources, verify, weights
+from . import (
+    destination,
+    drawing,
+    embeddings,
+    links,
+    lora,
+    manifest,
+    precision,
+    reuse,
+    sources,
+    verify,
+    weights,
+)
 from .components import Checkpoint, Component
 from .graph import OPSET, operators
-from .networks import Options
 from .plan import Planned, plan
 from .recipes import Recipe
 from .settings import Settings
 
-_TEMPORARY = ".sdfast-export-"
 
-
-def export_checkpoint(source: str | Path, destination: Path, settings: Settings) -> Bundle:
+def export_checkpoint(source: str | Path, place: Path, settings: Settings) -> Bundle:
     """See `sdfast.export.export`."""
-    _check_destination(destination, settings.overwrite)
+    destination.check(place, source, settings.overwrite)
+    other = None if settings.graph_from is None else reuse.read(settings.graph_from)
     settings.progress("reading the checkpoint", 0, 1)
     with _quiet():
         checkpoint, notes = _read(source, settings)
         recipe = settings.recipe_for(checkpoint)
-        if settings.graph_from is not None:
-            recipe = _recipe_of(_committed(settings.graph_from), recipe)
-        with _new_folder(destination) as folder:
-            work = _Work(checkpoint, recipe, settings, folder)
-            whole = work.run(destination.resolve().name, notes)
-            bundle.write(folder, whole)
+        if other is not None:
+            recipe = reuse.recipe(other, checkpoint, recipe)
+        if settings.link:
+            recipe = replace(recipe, layout="checkpoint")
+        with destination.new_folder(place) as folder:
+            work = _Work(checkpoint, recipe, settings, folder, other)
+            whole = work.run(place.resolve().name, notes)
+            try:
+                bundle.write(folder, whole)
+            except ValueError as error:
+                raise CheckpointError(
+                    f"{source} makes no bundle that can be run ({error})"
+                ) from error
             work.draw(whole)
-            _sync(folder)
     settings.progress("done", work.stages, work.stages)
-    return Bundle(destination.resolve(), bundle.parse(destination.resolve() / bundle.MANIFEST))
+    return Bundle(place.resolve(), bundle.parse(place.resolve() / bundle.MANIFEST))
 
 
 def _read(source: str | Path, settings: Settings) -> tuple[Checkpoint, tuple[str, ...]]:
@@ -88,30 +101,36 @@ class _Work:
     recipe: Recipe
     settings: Settings
     folder: Path
+    other: Bundle | None  # whose graphs are taken
     done: int = 0
 
     def __post_init__(self) -> None:
-        found = plan(self.checkpoint, self.recipe.options)
+        self.every = plan(self.checkpoint, self.recipe.options)
         wanted = set(self.recipe.networks)
         self.plans = {
-            part: [p for p in networks if p.name in wanted] for part, networks in found.items()
+            part: kept
+            for part, networks in self.every.items()
+            if (kept := [p for p in networks if p.name in wanted])
         }
-        self.plans = {part: networks for part, networks in self.plans.items() if networks}
         self.unit = manifest.unit(self.checkpoint)
-        self.verifies = self.settings.graph_from is None
         self.stages = sum(map(len, self.plans.values())) + 3
         self.magnitudes: dict[str, dict[str, float]] = {}
 
     def run(self, name: str, notes: tuple[str, ...]) -> Manifest:
         """Writes all files but bundle.json, and returns what that says."""
+        if self.other is None:
+            verify.require({self._precision(p.name) for part in self.plans.values() for p in part})
         described = manifest.describe(name, self.checkpoint, self.recipe)
+        if self.other is not None:
+            described = reuse.described(described, self.other)
         self.drawn = self._drawn(described)
         linked = links.link(self.checkpoint, self.folder) if self.settings.link else {}
         networks: dict[str, Network] = {}
         for part, planned in self.plans.items():
             networks |= self._component(part, planned, linked.get(part, {}))
-        if self.settings.graph_from is not None:
-            notes += (_same_graphs(networks, self.folder, self.settings.graph_from),)
+        if self.other is not None:
+            reuse.require_same(networks, self.folder, self.other)
+            notes += (f"graphs of {self.other.name}",)
         tokenizers = self._tokenizers()
         if self.magnitudes:
             precision.write_report(self.folder / "magnitudes.json", self.magnitudes)
@@ -150,13 +169,12 @@ class _Work:
     def _drawn(self, described: Manifest) -> drawing.Drawing | None:
         """torch's picture, where the checkpoint draws from text alone."""
         needed = {"unet", "vae_decoder"} <= set(self.recipe.networks)
-        if not self.verifies or self.checkpoint.task != "text" or not needed:
+        if self.other is not None or self.checkpoint.task != "text" or not needed:
             return None
         if self._precision("unet") == "bf16":  # no runtime of this machine draws with it
             return None
         self._tell("drawing a picture with torch")
-        every = plan(self.checkpoint, self.recipe.options)
-        return drawing.draw(self.checkpoint, every, Bundle(self.folder, described))
+        return drawing.draw(self.checkpoint, self.every, Bundle(self.folder, described))
 
     def _component(
         self, part: str, planned: list[Planned], linked: Mapping[str, weights.Place]
@@ -164,7 +182,7 @@ class _Work:
         """Every network of a component, in one file of weights."""
         component = self.checkpoint.components[part]
         examples: dict[str, list[verify.Example]] = {}
-        if self.verifies:
+        if self.other is None:
             module = component.module()
             examples = {p.name: verify.examples(p, module, self.unit) for p in planned}
             del module
@@ -182,7 +200,7 @@ class _Work:
             (self.folder / f"{p.name}.onnx").write_bytes(
                 models[p.name].SerializeToString(deterministic=True)
             )
-        opened = _Opened(self.folder, planned, self._precision)
+        opened = verify.Opened(self.folder, planned, self._precision)
         made = {}
         for p in planned:
             self._tell(f"exporting {p.name}")
@@ -201,7 +219,7 @@ class _Work:
         """Writes the weights; returns the files that the graphs point into."""
         tensors = self.checkpoint.components[part].weights
         file = self.folder / f"{part}.safetensors"
-        if self.settings.link or self.recipe.layout == "checkpoint":
+        if self.recipe.layout == "checkpoint":
             weights.as_checkpoint(graphs, tensors, file, linked)
         else:
             weights.as_graph(graphs, tensors, file)
@@ -211,8 +229,8 @@ class _Work:
         """The tensors that real prompts, or else random inputs, make too large for float16."""
         if self._precision(p.name) != "fp16":
             return ()
-        if not self.verifies:
-            return _committed(self.settings.graph_from).networks[p.name].kept
+        if self.other is not None:
+            return self.other.manifest.networks[p.name].kept
         self._tell(f"looking for what float16 cannot hold in {p.name}", advance=0)
         with tempfile.TemporaryDirectory(dir=self.folder, prefix="calibration-") as place:
             exact = Path(place)
@@ -220,7 +238,7 @@ class _Work:
             weights.as_checkpoint(graphs, component.weights, exact / "weights.safetensors")
             for q, (model, _) in zip(planned, graphs, strict=True):
                 (exact / f"{q.name}.onnx").write_bytes(model.SerializeToString())
-            opened = _Opened(exact, planned, lambda name: "fp32")
+            opened = verify.Opened(exact, planned, lambda name: "fp32")
             seen = self.drawn.seen.get(p.name) if self.drawn else None
             if seen is None:
                 inputs = [verify.random_inputs(p, p.shapes(1, 4 * self.unit, 4 * self.unit), 0)]
@@ -239,7 +257,11 @@ class _Work:
         return {**{n: v for n, v in others.items() if n in p.plain.inputs()}, **values}
 
     def _checked(
-        self, p: Planned, component: Component, opened: _Opened, examples: list[verify.Example]
+        self,
+        p: Planned,
+        component: Component,
+        opened: verify.Opened,
+        examples: list[verify.Example],
     ) -> Difference:
         file, kind = self.folder / f"{p.name}.onnx", self._precision(p.name)
         try:
@@ -247,8 +269,8 @@ class _Work:
             onnx.checker.check_model(weights.as_inputs(onnx.load(file, load_external_data=False)))
         except onnx.checker.ValidationError as error:
             raise CheckpointError(f"the graph of {p.name} is not valid ({error})") from error
-        if not examples:
-            return _committed(self.settings.graph_from).networks[p.name].difference
+        if self.other is not None:
+            return self.other.manifest.networks[p.name].difference
         found = verify.difference(opened.network(p.name), p, examples, opened.hoisted)
         if not verify.within(found, kind, "image" in examples[0].expected):
             where = verify.first_layer(
@@ -293,7 +315,9 @@ class _Work:
         for name, tokenizer in self.checkpoint.tokenizers.items():
             place = self.folder / name
             place.mkdir()
-            tokenizer.save(str(place / "tokenizer.json"))
+            # Not by its own `save`, which tells of a full disk by a bare Exception.
+            text = tokenizer.to_str(pretty=True)
+            (place / "tokenizer.json").write_text(text, encoding="utf-8")
             encoder = name.replace("tokenizer", "text_encoder")
             made[encoder] = Tokenizer(f"{name}/tokenizer.json")
         return made
@@ -301,73 +325,6 @@ class _Work:
     def _tell(self, stage: str, advance: int = 1) -> None:
         self.settings.progress(stage, self.done, self.stages)
         self.done += advance
-
-
-class _Opened:
-    """The networks of a component as functions, opened when they are first called."""
-
-    def __init__(
-        self, folder: Path, planned: list[Planned], precision_of: Callable[[str], str]
-    ) -> None:
-        self._folder, self._precision, self._found = (
-            folder,
-            precision_of,
-            dict[str, verify.Compute](),
-        )
-        outputs = {"time_projection": "time", "context_projection": "keys_values"}
-        self.projections = {p.name: outputs[p.name] for p in planned if p.name in outputs}
-        self._inputs = {p.name: p.graph.inputs() for p in planned}
-
-    def network(self, name: str) -> verify.Compute:
-        if name not in self._found:
-            file = self._folder / f"{name}.onnx"
-            self._found[name] = verify.opened(file, self._precision(name))
-        return self._found[name]
-
-    def close(self, name: str) -> None:
-        """Frees what a network takes."""
-        self._found.pop(name, None)
-
-    @cached_property
-    def hoisted(self) -> dict[str, verify.Compute]:
-        """What gives the U-Net's hoisted inputs, by their names."""
-
-        def given(network: str) -> verify.Compute:
-            wanted = self._inputs[network]
-            return lambda arrays: self.network(network)({n: arrays[n] for n in wanted})
-
-        return {output: given(network) for network, output in self.projections.items()}
-
-
-def _committed(folder: Path | None) -> Manifest:
-    """The manifest of the bundle whose graphs are taken."""
-    assert folder is not None
-    return bundle.parse(folder / bundle.MANIFEST)
-
-
-def _recipe_of(other: Manifest, recipe: Recipe) -> Recipe:
-    """The recipe that the other bundle was exported by."""
-    chosen = {name for network in other.networks.values() for name in network.graph.options}
-    return replace(
-        recipe,
-        networks=tuple(other.networks),
-        precision={name: network.precision for name, network in other.networks.items()},
-        layout=other.source["layout"],
-        options=Options(**{o.name: o.name in chosen for o in fields(Options) if o.type == "bool"}),
-    )
-
-
-def _same_graphs(networks: Mapping[str, Network], folder: Path, other: Path) -> str:
-    """Raises CheckpointError unless the new graphs are the other bundle's, byte for byte."""
-    theirs = _committed(other)
-    for name, network in networks.items():
-        old = theirs.networks.get(name)
-        if old is None or (folder / network.file).read_bytes() != (other / old.file).read_bytes():
-            raise CheckpointError(
-                f"the checkpoint's {name} is not of the architecture, layout and precision of "
-                f"{other}'s: export it without --graph-from"
-            )
-    return f"graphs of {theirs.name}"
 
 
 def _specs(values: object) -> dict[str, TensorSpec]:
@@ -379,53 +336,6 @@ def _specs(values: object) -> dict[str, TensorSpec]:
         )
         for value in values  # type: ignore[attr-defined]
     }
-
-
-def _check_destination(destination: Path, overwrite: bool) -> None:
-    if not destination.exists() and not destination.is_symlink():
-        return
-    if not overwrite:
-        raise OutputError(f"{destination} exists: choose another place, or pass --overwrite")
-    if not (destination / bundle.MANIFEST).is_file() or destination.is_symlink():
-        raise OutputError(
-            f"{destination} is no bundle: it is not overwritten; choose another place"
-        )
-
-
-@contextmanager
-def _new_folder(destination: Path) -> Iterator[Path]:
-    """A folder beside `destination` that takes its place when the block ends well, and goes away
-    when it does not. What a killed export left there is removed first."""
-    parent = destination.resolve().parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        prefix = f"{_TEMPORARY}{destination.name}-"
-        for left in parent.glob(f"{prefix}*"):
-            shutil.rmtree(left, ignore_errors=True)
-        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-        try:
-            yield folder
-            folder.chmod(0o755)
-            if destination.exists():
-                old = folder.with_name(folder.name + "-old")
-                destination.rename(old)
-                folder.rename(destination)
-                shutil.rmtree(old)
-            else:
-                folder.rename(destination)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-    except OSError as error:
-        raise OutputError(
-            f"{destination} cannot be written ({error}): choose another place"
-        ) from error
-
-
-def _sync(folder: Path) -> None:
-    for file in (*folder.rglob("*"), folder):
-        handle = os.open(file, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ EXACT_OPERATORS = {"Softmax", "InstanceNormalization", "Cos", "Sin"}
 # Angles up to 1000, whose sines float16 would make noise of; pixels, of which 255 are told apart.
 EXACT_NAMES = ("time_proj", "add_time_proj", "guidance", "sizes", "pixels", "unscaled")
 _OTHER_TYPES = {"Shape": TensorProto.INT64, "ArgMax": TensorProto.INT64, "Equal": TensorProto.BOOL}
-_FLOATS = set(PRECISIONS.values())
+FLOATS = set(PRECISIONS.values())
 
 
 def types(model: onnx.ModelProto) -> dict[str, int]:
@@ -136,7 +136,7 @@ class _Typing:
         for node in list(self.graph.node):
             self._node(node)
         for output in self.graph.output:
-            if self.known[output.name] in _FLOATS - {TensorProto.FLOAT}:
+            if self.known[output.name] in FLOATS - {TensorProto.FLOAT}:
                 inner = outputs[output.name]
                 for node in self.nodes:
                     for names in (node.input, node.output):
@@ -174,7 +174,7 @@ class _Typing:
         self.nodes.append(node)
 
     def _float(self, name: str) -> bool:
-        return self.known.get(name) in _FLOATS
+        return self.known.get(name) in FLOATS
 
     def _as(self, name: str, wanted: int) -> str:
         """The tensor in that type, cast or stored in it where it is not."""

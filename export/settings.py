@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import RecipeError
 from . import recipes
 from .recipes import Recipe
 
@@ -24,7 +25,8 @@ def silent(stage: str, done: int, total: int) -> None:
 @dataclass(frozen=True)
 class Settings:
     """Everything that `sdfast.export.export` takes but the two places; its docstring says what each
-    is. recipe: None for that of the checkpoint's kind. Raises RecipeError for unknown words."""
+    is. recipe: None for that of the checkpoint's kind. Raises RecipeError for unknown words and for
+    settings that contradict each other."""
 
     recipe: Recipe | None = None
     backend: str = "onnxruntime"
@@ -47,6 +49,11 @@ class Settings:
         recipes.check_backend(self.backend)
         if self.precision is not None:
             recipes.check_precision(self.precision)
+        if self.graph_from is not None and (self.recipe or self.precision):
+            raise RecipeError(
+                "--graph-from brings the recipe and the precision that its graphs were exported "
+                "with: leave --recipe and --precision out"
+            )
 
     def recipe_for(self, checkpoint: Checkpoint) -> Recipe:
         """The recipe to export it by. Raises RecipeError where that is for another kind."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -83,20 +85,25 @@ def random_inputs(planned: Planned, shapes: Mapping[str, tuple[int, ...]], seed:
     return made
 
 
-def opened(file: Path, precision: str) -> Compute:
-    """The network in `file` as a function of arrays, as a backend on this machine computes it.
+def require(precision: Iterable[str]) -> None:
+    """Raises BackendUnavailable where no backend of this machine computes in one of them: ONNX
+    Runtime's CPU has no bfloat16, OpenVINO's has."""
+    if "bf16" not in precision:
+        return
+    try:
+        import_module("openvino")
+    except ImportError as error:
+        raise BackendUnavailable(
+            "a bf16 network is verified by OpenVINO, which is not installed: "
+            "pip install 'sdfast[openvino]', or export in fp32 or fp16"
+        ) from error
 
-    ONNX Runtime's CPU has no bfloat16; OpenVINO's has. Raises BackendUnavailable without it.
-    """
+
+def opened(file: Path, precision: str) -> Compute:
+    """The network in `file` as a function of arrays, as a backend on this machine computes it."""
     if precision == "bf16":
-        try:
-            import openvino
-        except ImportError as error:
-            raise BackendUnavailable(
-                "a bf16 network is verified by OpenVINO, which is not installed: "
-                "pip install 'sdfast[openvino]', or export in fp32 or fp16"
-            ) from error
-        compiled: Any = openvino.Core().compile_model(
+        openvino: Any = import_module("openvino")
+        compiled = openvino.Core().compile_model(
             str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
         )
         names = [output.get_any_name() for output in compiled.outputs]
@@ -110,6 +117,39 @@ def opened(file: Path, precision: str) -> Compute:
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return lambda feed: dict(zip(names, session.run(names, dict(feed)), strict=True))
+
+
+class Opened:
+    """The networks of a component as functions, opened when they are first called."""
+
+    def __init__(
+        self, folder: Path, planned: list[Planned], precision_of: Callable[[str], str]
+    ) -> None:
+        self._folder, self._precision = folder, precision_of
+        self._found: dict[str, Compute] = {}
+        outputs = {"time_projection": "time", "context_projection": "keys_values"}
+        self.projections = {p.name: outputs[p.name] for p in planned if p.name in outputs}
+        self._inputs = {p.name: p.graph.inputs() for p in planned}
+
+    def network(self, name: str) -> Compute:
+        if name not in self._found:
+            file = self._folder / f"{name}.onnx"
+            self._found[name] = opened(file, self._precision(name))
+        return self._found[name]
+
+    def close(self, name: str) -> None:
+        """Frees what a network takes."""
+        self._found.pop(name, None)
+
+    @cached_property
+    def hoisted(self) -> dict[str, Compute]:
+        """What gives the U-Net's hoisted inputs, by their names."""
+
+        def given(network: str) -> Compute:
+            wanted = self._inputs[network]
+            return lambda arrays: self.network(network)({n: arrays[n] for n in wanted})
+
+        return {output: given(network) for network, output in self.projections.items()}
 
 
 def difference(
@@ -171,13 +211,18 @@ def first_layer(
     """Where a network that is out of its bound leaves it: the first module whose output does."""
     model = onnx.load(file, load_external_data=False)
     paths = {path for path, _ in module.named_modules() if path}
-    floats = {name for name, kind in precisions.types(model).items() if kind not in (6, 7, 9, 2)}
-    order = [o for node in model.graph.node for o in node.output if o in paths & floats]
-    with outputs(module, order) as expected, torch.no_grad():
+    kinds = precisions.types(model)
+    # A node has its module's name; its output has another one where it is the network's output.
+    values = {
+        node.name: node.output[0]
+        for node in model.graph.node
+        if node.name in paths and kinds[node.output[0]] in precisions.FLOATS
+    }
+    with outputs(module, list(values)) as expected, torch.no_grad():
         planned.reference(module, example.inputs)
-    for name in order:
-        seen = f"{name}@seen"
-        model.graph.node.append(helper.make_node("Cast", [name], [seen], to=TensorProto.FLOAT))
+    for path, value in values.items():
+        seen = f"{path}@seen"
+        model.graph.node.append(helper.make_node("Cast", [value], [seen], to=TensorProto.FLOAT))
         model.graph.output.append(helper.make_tensor_value_info(seen, TensorProto.FLOAT, None))
     looked_at = file.with_suffix(".layers.onnx")
     looked_at.write_bytes(model.SerializeToString())
@@ -185,12 +230,12 @@ def first_layer(
         got = opened(looked_at, precision)(feed(planned, example.inputs, hoisted))
     finally:
         looked_at.unlink()
-    for name in order:
-        want, seen = expected.get(name), got[f"{name}@seen"]
-        if want is not None and tuple(want.shape) == seen.shape:
-            found = compare(seen, want.numpy())
+    for path in values:
+        want, seen_there = expected.get(path), got[f"{path}@seen"]
+        if want is not None and tuple(want.shape) == seen_there.shape:
+            found = compare(seen_there, want.numpy())
             if not within(found, precision, pixels=False):
-                return f"{name}, whose relative difference is {found.relative:.2g}"
+                return f"{path}, whose relative difference is {found.relative:.2g}"
     return "what comes after its last module"
 
 
