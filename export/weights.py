@@ -13,6 +13,7 @@ loads the graph, make of them what the graph reads).
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -43,12 +44,16 @@ class Place:
     length: int
 
 
-def formed(weight: Weight, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-    """The initializer's values."""
-    parts = [tensors[part].to(dtype) for part in weight.parts]
-    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-    turned = whole.T if weight.turned else whole
-    return turned.reshape(weight.shape).contiguous()
+def assemble(target: torch.Tensor, weight: Weight, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Writes the initializer's values to `target`, converting to its type: one pass over them."""
+    first = tensors[weight.parts[0]]
+    rows = sum(tensors[part].shape[0] for part in weight.parts)
+    whole = target.T if weight.turned else target.view(rows, *first.shape[1:])
+    start = 0
+    for part in weight.parts:
+        end = start + tensors[part].shape[0]
+        whole[start:end].copy_(tensors[part])
+        start = end
 
 
 def as_graph(
@@ -68,7 +73,8 @@ def as_graph(
                 stored[names[form]] = form
     sizes = {name: (dtype, weight.shape) for name, (weight, dtype) in stored.items()}
     order, places = _layout(sizes, file.name)
-    _write(file, sizes, order, (formed(stored[n][0], tensors, stored[n][1]) for n in order))
+    for name, target in _written(file, sizes, order):
+        assemble(target, stored[name][0], tensors)
     for model, weights in graphs:
         for pointer in _pointers(model):
             form = weights[pointer.name], _TYPES[pointer.data_type]
@@ -95,7 +101,8 @@ def as_checkpoint(
     own = {n: (tensors[n].dtype, tuple(tensors[n].shape)) for n in needed if n not in linked}
     order, places = _layout(own, file.name)
     if own:
-        _write(file, own, order, (tensors[name].contiguous() for name in order))
+        for name, target in _written(file, own, order):
+            target.copy_(tensors[name])
     for model, weights in graphs:
         _restore(model, weights, tensors, {**linked, **places})
 
@@ -226,15 +233,25 @@ def _header(sizes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], order: lis
     return len(text).to_bytes(8, "little") + text
 
 
-def _write(
-    file: Path,
-    sizes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
-    order: list[str],
-    tensors: Iterable[torch.Tensor],
-) -> None:
-    """A safetensors file, a tensor at a time: no more than one is held in memory."""
+def _written(
+    file: Path, sizes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], order: list[str]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """A new safetensors file's tensors, mapped, each to be filled before the next is asked for."""
+    header = _header(sizes, order)
+    whole = len(header) + sum(prod(shape) * dtype.itemsize for dtype, shape in sizes.values())
     with file.open("wb") as stream:
-        stream.write(_header(sizes, order))
-        for tensor in tensors:
-            stream.write(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        stream.write(header)
+        stream.flush()
+        # All of it now: a full disk is an error here, and would be a crash later, in the map.
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(stream.fileno(), 0, whole)
+        else:
+            stream.truncate(whole)
     file.chmod(0o644)
+    mapped = torch.UntypedStorage.from_file(str(file), shared=True, nbytes=whole)
+    start = len(header)
+    for name in order:
+        dtype, shape = sizes[name]
+        target = torch.empty(0, dtype=dtype)
+        yield name, target.set_(mapped, start // dtype.itemsize, shape)
+        start += prod(shape) * dtype.itemsize
