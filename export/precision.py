@@ -113,6 +113,34 @@ def convert(
     return _Typing(model, weights, PRECISIONS[precision], frozenset(kept)).run()
 
 
+def as_rounded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph computed in float32, with every half-precision tensor rounded to its type when
+    it is written: as devices compute it that sum in float32 (all of ours do).
+
+    What a CPU without half precision makes of the graph as it is tells less: it drops the pairs of
+    casts between its float32 kernels, and with them roundings and overflows.
+    """
+    known, wide = types(model), dict[str, str]()
+    halves = _FLOATS - {TensorProto.FLOAT}
+    nodes = []
+    for node in model.graph.node:
+        moved = [] if node.op_type == "Cast" else [n for n in node.input if known.get(n) in halves]
+        for name in moved:
+            if name not in wide:
+                wide[name] = f"{name}@wide"
+                nodes.append(_cast(name, wide[name], TensorProto.FLOAT))
+        if moved:
+            node.input[:] = [wide.get(name, name) for name in node.input]
+        nodes.append(node)
+        for k, name in enumerate(node.output):
+            if moved and known.get(name) in halves:
+                node.output[k] = f"{name}@exact"
+                nodes.append(_cast(f"{name}@exact", name, known[name]))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
+
+
 class _Typing:
     """One graph on its way to half precision."""
 

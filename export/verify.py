@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from ..bundle import Difference
-from ..errors import BackendUnavailable, VerificationError
+from ..errors import VerificationError
 from . import precision as precisions
 from .plan import Planned, Values, outputs
 
@@ -85,36 +85,17 @@ def random_inputs(planned: Planned, shapes: Mapping[str, tuple[int, ...]], seed:
     return made
 
 
-def require(precision: Iterable[str]) -> None:
-    """Raises BackendUnavailable where no backend of this machine computes in one of them: ONNX
-    Runtime's CPU has no bfloat16, OpenVINO's has."""
-    if "bf16" not in precision:
-        return
-    try:
-        import_module("openvino")
-    except ImportError as error:
-        raise BackendUnavailable(
-            "a bf16 network is verified by OpenVINO, which is not installed: "
-            "pip install 'sdfast[openvino]', or export in fp32 or fp16"
-        ) from error
-
-
 def opened(file: Path, precision: str) -> Compute:
-    """The network in `file` as a function of arrays, as a backend on this machine computes it."""
-    if precision == "bf16":
-        openvino: Any = import_module("openvino")
-        compiled = openvino.Core().compile_model(
-            str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-        )
-        names = [output.get_any_name() for output in compiled.outputs]
-        return lambda feed: dict(zip(names, compiled(dict(feed)).values(), strict=True))
+    """The network in `file` as a function of arrays, every tensor rounded to its precision."""
     import onnxruntime
 
     options: Any = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    # Copies of the weights in another order would double the memory for a handful of runs.
+    # Copies of the weights in another order or type would double the memory for a handful of runs.
     options.add_session_config_entry("session.disable_prepacking", "1")
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    kept = {"providers": ["CPUExecutionProvider"], "disabled_optimizers": ["ConstantFolding"]}
+    with _rounded(file, precision) as rounded:
+        session = onnxruntime.InferenceSession(str(rounded), options, **kept)
     names = [output.name for output in session.get_outputs()]
     return lambda feed: dict(zip(names, session.run(names, dict(feed)), strict=True))
 
@@ -150,6 +131,21 @@ class Opened:
             return lambda arrays: self.network(network)({n: arrays[n] for n in wanted})
 
         return {output: given(network) for network, output in self.projections.items()}
+
+
+@contextmanager
+def _rounded(file: Path, precision: str) -> Iterator[Path]:
+    """The graph to verify, beside the weights that it points into."""
+    if precision == "fp32":
+        yield file
+        return
+    model = precisions.as_rounded(onnx.load(file, load_external_data=False))
+    rounded = file.with_suffix(".rounded.onnx")
+    rounded.write_bytes(model.SerializeToString())
+    try:
+        yield rounded
+    finally:
+        rounded.unlink()
 
 
 def difference(
