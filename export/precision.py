@@ -121,7 +121,7 @@ def as_rounded(model: onnx.ModelProto) -> onnx.ModelProto:
     casts between its float32 kernels, and with them roundings and overflows.
     """
     known, wide = types(model), dict[str, str]()
-    halves = _FLOATS - {TensorProto.FLOAT}
+    halves = FLOATS - {TensorProto.FLOAT}
     nodes = []
     for node in model.graph.node:
         moved = [] if node.op_type == "Cast" else [n for n in node.input if known.get(n) in halves]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -124,3 +126,8 @@ def test_the_refiner_finishes_latents_as_diffusers_does(
         bundle, negative_prompt=NEGATIVE, sampler="euler", sigmas=tuple(sigmas), guidance=6.0
     )
     assert_equal(got, want)
+
+
+def test_random_checkpoints_say_which_diffusers_they_are_for(checkpoint_of: CheckpointOf) -> None:
+    index = json.loads((checkpoint_of("sd15") / "model_index.json").read_text())
+    assert index["_diffusers_version"] == version("diffusers")  # inpainting does not open without
