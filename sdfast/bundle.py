@@ -6,8 +6,8 @@
     NAME/tokenizer/tokenizer.json
 
 A bundle is checked when it is loaded: schema, paths (none leaves the folder), networks (each is
-given what it reads), and the sha256 of every file, so that a damaged or altered bundle never
-reaches an engine.
+given what it reads), the sha256 of every file, and the files that graphs point into, so that a
+damaged or altered bundle never reaches an engine.
 
 Networks and their tensors are those of docs/design.md. What a network's `inputs` do not name it
 does not read: that alone tells the forms of a network apart, never the family.
@@ -24,6 +24,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
+from . import external_data
 from .errors import BundleError
 from .records import parsed
 from .schedules import NoiseSchedule
@@ -235,6 +236,7 @@ def load(folder: Path) -> Bundle:
     """The bundle in a folder, all of it checked. Raises BundleError."""
     manifest = parse(folder / MANIFEST)
     check_files(folder, manifest)
+    _check_graphs(folder, manifest)
     return Bundle(folder, manifest)
 
 
@@ -278,6 +280,24 @@ def check_files(folder: Path, manifest: Manifest) -> None:
             raise BundleError(
                 f"{name} of bundle {folder} is damaged or altered (its checksum differs from "
                 f"{MANIFEST}'s): export or download it again"
+            )
+
+
+def _check_graphs(folder: Path, manifest: Manifest) -> None:
+    """Raises BundleError unless every graph reads its weights, which are files of the bundle, and
+    nothing else: engines open whatever a graph names."""
+    for network in manifest.networks.values():
+        file, known = PurePosixPath(network.file), network.weights
+        try:
+            found = sorted(external_data.locations((folder / file).read_bytes()))
+        except (OSError, ValueError) as error:
+            raise BundleError(
+                f"{file} of bundle {folder} is no graph ({error}): export or download it again"
+            ) from error
+        if odd := [name for name in found if str(file.parent / name) not in known]:
+            raise BundleError(
+                f"{file} of bundle {folder} reads {odd[0]!r}, which is not among its weights: do "
+                "not use it"
             )
 
 
