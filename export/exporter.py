@@ -4,6 +4,7 @@ and lays the bundle down whole or not at all."""
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -161,7 +162,8 @@ class _Work:
                 f"the picture drawn by the exported networks is {decibels:.1f} dB from torch's; "
                 f"{coarsest:g} is the least: export in a wider precision (--precision fp32)"
             )
-        note = f"picture of {drawing.STEPS} steps: {decibels:.1f} dB from torch's"
+        gap = f"{decibels:.1f} dB from torch's" if decibels < math.inf else "torch's to the pixel"
+        note = f"picture of {drawing.STEPS} steps: {gap}"
         bundle.write(self.folder, replace(whole, notes=(*whole.notes, note)))
 
     def _drawn(self, described: Manifest) -> drawing.Drawing | None:
