@@ -70,10 +70,10 @@ def magnitudes(file: Path, feeds: Iterable[Mapping[str, NDArray[np.generic]]]) -
     options: Any = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.disable_prepacking", "1")
+    # Folding would make float32 of all weights before the first run, which takes longer than it.
+    kept = {"providers": ["CPUExecutionProvider"], "disabled_optimizers": ["ConstantFolding"]}
     try:
-        session = onnxruntime.InferenceSession(
-            str(looked_at), options, providers=["CPUExecutionProvider"]
-        )
+        session = onnxruntime.InferenceSession(str(looked_at), options, **kept)
     finally:
         looked_at.unlink()
     largest = dict.fromkeys(names, 0.0)
