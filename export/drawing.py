@@ -16,6 +16,7 @@ from ..bundle import Bundle, noise_schedule
 from ..request import Request, Resolved, resolve
 from ..tensors import Tensor
 from .components import Checkpoint
+from .networks import Options
 from .plan import Planned, Values
 
 PROMPT = "a photograph of an astronaut riding a horse on the beach at sunset"
@@ -30,19 +31,25 @@ class Drawing:
     seen: dict[str, list[Values]] = field(default_factory=dict)
 
 
-def request(bundle: Bundle) -> Request:
-    """The picture: few steps of a sampler without noise, of 1/4 of the usual area."""
+def request(bundle: Bundle, options: Options) -> Request:
+    """The picture: few steps of a sampler without noise, of 1/4 of the usual area unless the
+    options fix its sides."""
     sizes = bundle.sizes
     side = max(sizes.minimum, sizes.width // 2 // sizes.multiple * sizes.multiple)
-    return Request(PROMPT, steps=STEPS, sampler="euler", seed=0, width=side, height=side)
+    width, height = (
+        side if fixed is None else fixed * sizes.scale for fixed in (options.width, options.height)
+    )
+    return Request(PROMPT, steps=STEPS, sampler="euler", seed=0, width=width, height=height)
 
 
-def draw(checkpoint: Checkpoint, plans: Mapping[str, list[Planned]], bundle: Bundle) -> Drawing:
-    """Draws `request(bundle)` with the checkpoint's modules, one after the other in memory.
+def draw(
+    checkpoint: Checkpoint, plans: Mapping[str, list[Planned]], bundle: Bundle, options: Options
+) -> Drawing:
+    """Draws `request(bundle, options)` with the checkpoint's modules, one at a time in memory.
 
     bundle: the manifest is all that is used of it
     """
-    resolved = resolve(request(bundle), bundle)
+    resolved = resolve(request(bundle, options), bundle)
     networks = {p.name: p for part in plans.values() for p in part}
     drawing = Drawing(np.empty(0, np.uint8))
     with torch.no_grad():
@@ -125,7 +132,8 @@ def _denoised(
     x = torch.from_numpy(np.array(start)).double() * (resolved.sigmas[0] ** 2 + 1) ** 0.5
     x = samplers.get(resolved.sampler).sample(model, x, resolved.sigmas)
     # At the beginning, in the middle and at the end of a run: what calibration looks at.
-    drawing.seen["unet"] = drawing.seen["unet_adapters"] = [seen[0], seen[len(seen) // 2], seen[-1]]
+    for name in ("unet", "unet_adapters", "time_projection", "context_projection"):
+        drawing.seen[name] = [seen[0], seen[len(seen) // 2], seen[-1]]
     return x.float()
 
 

@@ -153,7 +153,7 @@ class _Work:
             return
         self._tell("drawing a picture")
         pipeline = Pipeline(Bundle(self.folder, whole), "onnxruntime", 0)
-        got = np.asarray(pipeline(drawing.request(pipeline.bundle)).images[0])
+        got = np.asarray(pipeline(drawing.request(pipeline.bundle, self.recipe.options)).images[0])
         pipeline.close()
         decibels = verify.psnr(got, self.drawn.image)
         coarsest = min(verify.BOUNDS[n.precision].decibels for n in whole.networks.values())
@@ -174,7 +174,9 @@ class _Work:
         if self._precision("unet") == "bf16":  # no runtime of this machine draws with it
             return None
         self._tell("drawing a picture with torch")
-        return drawing.draw(self.checkpoint, self.every, Bundle(self.folder, described))
+        return drawing.draw(
+            self.checkpoint, self.every, Bundle(self.folder, described), self.recipe.options
+        )
 
     def _component(
         self, part: str, planned: list[Planned], linked: Mapping[str, weights.Place]
@@ -184,7 +186,8 @@ class _Work:
         examples: dict[str, list[verify.Example]] = {}
         if self.other is None:
             module = component.module()
-            examples = {p.name: verify.examples(p, module, self.unit) for p in planned}
+            options = self.recipe.options
+            examples = {p.name: verify.examples(p, module, self.unit, options) for p in planned}
             del module
         kept = {p.name: self._kept(p, planned, component) for p in planned}
         models, forms = {}, {}
@@ -239,22 +242,20 @@ class _Work:
             for q, (model, _) in zip(planned, graphs, strict=True):
                 (exact / f"{q.name}.onnx").write_bytes(model.SerializeToString())
             opened = verify.Opened(exact, planned, lambda name: "fp32")
-            seen = self.drawn.seen.get(p.name) if self.drawn else None
-            if seen is None:
-                inputs = [verify.random_inputs(p, p.shapes(1, 4 * self.unit, 4 * self.unit), 0)]
+            if self.drawn is None:
+                options, side = self.recipe.options, 4 * self.unit
+                shapes = p.shapes(1, options.height or side, options.width or side)
+                inputs = [verify.random_inputs(p, shapes, 0)]
             else:
-                inputs = [self._adapted(p, values) for values in seen]
+                inputs = [self._adapted(p, values) for values in self.drawn.seen[p.name]]
             feeds = [verify.feed(p, values, opened.hoisted) for values in inputs]
             self.magnitudes[p.name] = precision.magnitudes(exact / f"{p.name}.onnx", feeds)
         return precision.too_large(self.magnitudes[p.name])
 
     def _adapted(self, p: Planned, values: verify.Values) -> verify.Values:
         """What a run brought, and random values for what it had no need of."""
-        rows, _, height, width = (
-            (*values["latent"].shape, *(1,) * 4)[:4] if "latent" in values else (1, 0, 8, 8)
-        )
-        others = verify.random_inputs(p, p.shapes(rows, height, width), 0)
-        return {**{n: v for n, v in others.items() if n in p.plain.inputs()}, **values}
+        rows, _, height, width = values["latent"].shape if "latent" in values else (1, 0, 8, 8)
+        return {**verify.random_inputs(p, p.shapes(rows, height, width), 0), **values}
 
     def _checked(
         self,

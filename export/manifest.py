@@ -21,9 +21,7 @@ def describe(name: str, checkpoint: Checkpoint, recipe: Recipe) -> Manifest:
         family=checkpoint.family,
         task=checkpoint.task,
         prediction=checkpoint.prediction,
-        latent_scale=1.0
-        if control
-        else float(checkpoint.components["vae"].config["scaling_factor"]),
+        latent_scale=1.0 if control else _latent_scale(checkpoint),
         betas=None if control else _betas(checkpoint),
         sizes=_sizes(checkpoint, recipe),
         context=None if control else _context(checkpoint),
@@ -46,6 +44,16 @@ def unit(checkpoint: Checkpoint) -> int:
     return int(2 ** (len(denoiser.config["block_out_channels"]) - 1))
 
 
+def _latent_scale(checkpoint: Checkpoint) -> float:
+    scale = checkpoint.components["vae"].config["scaling_factor"]
+    if not isinstance(scale, int | float) or not 0 < scale < float("inf"):
+        raise CheckpointError(
+            f"the VAE's scaling_factor is {scale!r}; it must be a number above 0: mend its config, "
+            "or take another VAE with --vae"
+        )
+    return float(scale)
+
+
 def _betas(checkpoint: Checkpoint) -> Betas:
     scheduler = checkpoint.scheduler
     if scheduler.get("trained_betas") is not None:
@@ -54,17 +62,21 @@ def _betas(checkpoint: Checkpoint) -> Betas:
             " linear, scaled_linear or squaredcos_cap_v2"
         )
     try:
-        return Betas(
+        betas = Betas(
             scheduler["beta_schedule"],
             float(scheduler["beta_start"]),
             float(scheduler["beta_end"]),
             int(scheduler["num_train_timesteps"]),
             bool(scheduler.get("rescale_betas_zero_snr", False)),
         )
+        bundle.noise_schedule(betas)
     except KeyError as error:
         raise CheckpointError(
             f"scheduler_config.json lacks {error}: the noise schedule is not known"
         ) from error
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"scheduler_config.json has no noise schedule ({error})") from error
+    return betas
 
 
 def _sizes(checkpoint: Checkpoint, recipe: Recipe) -> Sizes:

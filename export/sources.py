@@ -192,7 +192,10 @@ def _has(index: Mapping[str, Any], part: str) -> bool:
 def _part(place: Path, part: str, allow_pickle: bool) -> Component:
     config = read_json(place / "config.json")
     # transformers lists the class among architectures; old files of either library name none.
-    named = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
+    classes = config.get("architectures")
+    named = config.get("_class_name") or (
+        classes[0] if classes and isinstance(classes, list) else None
+    )
     kind = CLASSES[part][0] if named is None else named
     if kind not in CLASSES[part]:
         raise CheckpointError(

@@ -19,6 +19,7 @@ from torch import nn
 from ..bundle import Difference
 from ..errors import VerificationError
 from . import precision as precisions
+from .networks import Options
 from .plan import Planned, Values, outputs
 
 Arrays = dict[str, NDArray[Any]]
@@ -53,12 +54,12 @@ class Example:
     expected: Values
 
 
-def examples(planned: Planned, module: nn.Module, unit: int) -> list[Example]:
-    """Two batch sizes, two resolutions. unit: what the sides of a latent are multiples of."""
+def examples(planned: Planned, module: nn.Module, unit: int, options: Options) -> list[Example]:
+    """Two batch sizes, two resolutions, as far as the options fix none. unit: what the sides of a
+    latent are multiples of."""
     made = []
-    for seed, (batch, height, width) in enumerate(
-        [(1, 4 * unit, 4 * unit), (2, 2 * unit, 3 * unit)]
-    ):
+    for seed, (batch, high, wide) in enumerate([(1, 4, 4), (2, 2, 3)]):
+        height, width = options.height or high * unit, options.width or wide * unit
         inputs = random_inputs(planned, planned.shapes(batch, height, width), seed)
         with torch.no_grad():
             made.append(Example(inputs, planned.reference(module, inputs)))

@@ -106,6 +106,8 @@ class Betas:
 @cache
 def noise_schedule(betas: Betas) -> NoiseSchedule:
     """The noise levels that the model was trained on. Raises ValueError for betas of none."""
+    if not 2 <= betas.count <= 100_000:
+        raise ValueError("betas.count must be from 2 to 100000")
     return NoiseSchedule.from_betas(
         betas.name,
         betas.start,
@@ -316,7 +318,7 @@ def _check(manifest: Manifest) -> None:
 
 
 def _wrong_values(manifest: Manifest) -> Iterator[str]:
-    sizes, context, betas = manifest.sizes, manifest.context, manifest.betas
+    sizes, context = manifest.sizes, manifest.context
     for name, allowed in (("family", FAMILIES), ("task", TASKS), ("prediction", PREDICTIONS)):
         if getattr(manifest, name) not in allowed:
             yield f"{name} must be one of {', '.join(allowed)}"
@@ -329,8 +331,6 @@ def _wrong_values(manifest: Manifest) -> Iterator[str]:
         yield "a default size is out of range"
     if not manifest.latent_scale > 0:
         yield "latent_scale must be above 0"
-    if betas is not None and not 2 <= betas.count <= 100_000:
-        yield "betas.count must be from 2 to 100000"
     if context is not None and not (
         context.tokens > 2 and context.width > 0 and (context.pooled is None or context.pooled > 0)
     ):

@@ -33,6 +33,8 @@ def text_encoder(
             f"the text encoder's hidden_act is {config['hidden_act']!r}; only "
             f"{' and '.join(ACTIVATIONS)} can be exported"
         )
+    if config["num_attention_heads"] < 1:
+        raise CheckpointError("the text encoder's num_attention_heads is below 1: mend its config")
     g = Graph(shapes)
     at = "text_model." if g.has("text_model.final_layer_norm") else ""
     length, width = g.shapes[f"{at}embeddings.position_embedding.weight"]
