@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .components import Checkpoint, Component
 from .graph import Graph
-from .networks import PLAIN, Options, text_encoder, unet, vae
+from .networks import PLAIN, Options, conditions, text_encoder, unet, vae
 
 Values = dict[str, Tensor]
 
@@ -87,12 +87,12 @@ def _unet(component: Component, options: Options, pooled: int) -> list[Planned]:
     shapes, config = shapes_of(component), component.config
     made = []
     if options.hoisted_time:
-        graph = unet.time_projection(shapes, config, pooled)
-        paths = [f"{path}.time_emb_proj" for path in unet.resnets(graph)]
+        graph = conditions.time_projection(shapes, config, pooled)
+        paths = [f"{path}.time_emb_proj" for path in conditions.resnets(graph)]
         made.append(_projection("time_projection", graph, "time", paths))
     if options.hoisted_context:
-        graph = unet.context_projection(shapes, config)
-        modules = unet.cross_attentions(graph)
+        graph = conditions.context_projection(shapes, config)
+        modules = conditions.cross_attentions(graph)
         paths = [f"{path}.{part}" for path in modules for part in ("to_k", "to_v")]
         made.append(_projection("context_projection", graph, "keys_values", paths))
     plain = unet.unet(shapes, config, PLAIN, pooled)
