@@ -94,6 +94,8 @@ def opened(file: Path, precision: str) -> Compute:
     options.log_severity_level = 3
     # Copies of the weights in another order or type would double the memory for a handful of runs.
     options.add_session_config_entry("session.disable_prepacking", "1")
+    # Its threads would go on waiting in a loop on the cores that torch needs next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     kept = {"providers": ["CPUExecutionProvider"], "disabled_optimizers": ["ConstantFolding"]}
     with _rounded(file, precision) as rounded:
         session = onnxruntime.InferenceSession(str(rounded), options, **kept)
