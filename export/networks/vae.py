@@ -48,7 +48,8 @@ def decoder(shapes: Shapes, config: Mapping[str, Any], options: Options) -> Grap
     x = g.add("Clip", x, g.number(0.0), g.number(255.0), name="pixels.clamped")
     x = g.add("Cast", g.add("Round", x, name="pixels.rounded"), name="pixels", to=ELEMENTS["u8"])
     x = g.add("Transpose", x, name="pixels.last", perm=[0, 2, 3, 1])
-    g.output("image", "u8", ["batch", "image_height", "image_width", 3], x)
+    height, width = _image_sides(config, options)
+    g.output("image", "u8", ["batch", height, width, 3], x)
     return g
 
 
@@ -56,10 +57,7 @@ def encoder(shapes: Shapes, config: Mapping[str, Any], options: Options) -> Grap
     """image u8 [B, 8h, 8w, 3] → mean, logvar [B, 4, h, w], not scaled."""
     check(config)
     g = Graph(shapes)
-    scale = image_scale(config)
-    sides = [side and side * scale for side in (options.height, options.width)]
-    names = (sides[0] or "image_height", sides[1] or "image_width")
-    image = g.input("image", "u8", ["batch", *names, 3])
+    image = g.input("image", "u8", ["batch", *_image_sides(config, options), 3])
     x = g.add("Transpose", image, name="channels.first", perm=[0, 3, 1, 2])
     x = g.add("Cast", x, name="pixels", to=ELEMENTS["f32"])
     shape = [
@@ -86,6 +84,13 @@ def image_scale(config: Mapping[str, Any]) -> int:
     """Pixels a side of one latent."""
     blocks = config.get("encoder_block_out_channels") or config["block_out_channels"]
     return int(2 ** (len(blocks) - 1))
+
+
+def _image_sides(config: Mapping[str, Any], options: Options) -> tuple[int | str, int | str]:
+    scale = image_scale(config)
+    height = "image_height" if options.height is None else options.height * scale
+    width = "image_width" if options.width is None else options.width * scale
+    return height, width
 
 
 def _decoder(g: Graph, config: Mapping[str, Any], options: Options, x: str) -> str:
@@ -138,7 +143,7 @@ def _resnet(g: Graph, config: Mapping[str, Any], options: Options, x: str, path:
 
 
 def _attention(g: Graph, config: Mapping[str, Any], options: Options, x: str, path: str) -> str:
-    """Over the latents of a picture, one head of all channels."""
+    """Over the latents of a picture, whose sides the middle has, one head of all channels."""
     channels = g.shapes[f"{path}.group_norm.weight"][0]
     y = group_norm(g, options, x, f"{path}.group_norm", config["norm_num_groups"], 1e-6)
     y = g.add("Reshape", y, g.integers([0, channels, -1]), name=f"{path}.flat")
@@ -148,8 +153,11 @@ def _attention(g: Graph, config: Mapping[str, Any], options: Options, x: str, pa
     y = g.add(
         "Transpose", linear(g, y, f"{path}.to_out.0"), name=f"{path}.channels", perm=[0, 2, 1]
     )
-    y = g.add("Reshape", y, g.add("Shape", x, name=f"{path}.shape"), name=f"{path}.sides")
-    return g.add("Add", y, x, name=path)
+    if options.height and options.width:
+        sides = g.integers([0, channels, options.height, options.width])
+    else:
+        sides = g.add("Shape", x, name=f"{path}.shape")
+    return g.add("Add", g.add("Reshape", y, sides, name=f"{path}.sides"), x, name=path)
 
 
 def _tiny_decoder(g: Graph, x: str) -> str:
