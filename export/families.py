@@ -67,12 +67,9 @@ def _xl_family(components: Mapping[str, Component], config: Mapping[str, Any]) -
     if "text_encoder_2" not in components:
         return "sdxl", "it adds text and size ids"
     pooled = components["text_encoder_2"].config["projection_dim"]
-    ids, rest = divmod(
-        config["projection_class_embeddings_input_dim"] - pooled,
-        config["addition_time_embed_dim"],
-    )
-    for name, count in XL_IDS.items():
-        if (ids, rest) == (count, 0):
+    for name, ids in XL_IDS.items():
+        whole = pooled + ids * (config["addition_time_embed_dim"] or 0)
+        if config["projection_class_embeddings_input_dim"] == whole:
             return name, f"its U-Net adds text and {ids} ids"
     raise CheckpointError(
         f"its U-Net adds {config['projection_class_embeddings_input_dim']} numbers to the time"

@@ -87,10 +87,15 @@ def _sizes(checkpoint: Checkpoint, recipe: Recipe) -> Sizes:
     multiple = scale * unit(checkpoint)
     channels = parts["vae"].config["latent_channels"] if "vae" in parts else 4
     height, width = recipe.profiles["height"], recipe.profiles["width"]
-    trained = int(denoiser.config.get("sample_size") or 64) * scale
+    trained = denoiser.config.get("sample_size") or 64
+    latents = trained[:2] if isinstance(trained, list | tuple) else [trained, trained]
+    if len(latents) != 2 or not all(type(side) is int and side > 0 for side in latents):
+        raise CheckpointError(
+            f"the U-Net's sample_size is {trained!r}; it must be a whole number above 0, or two"
+        )
     sides = [
-        trained if p.minimum < p.maximum else p.optimum  # a fixed profile is what there is
-        for p in (width, height)
+        side * scale if p.minimum < p.maximum else p.optimum  # a fixed profile is what there is
+        for p, side in zip((width, height), latents[::-1], strict=True)  # of height and width
     ]
     low = min(width.minimum, height.minimum, *sides)
     high = max(width.maximum, height.maximum, *sides)

@@ -45,6 +45,9 @@ ALLOWED: dict[str, tuple[Any, ...]] = {
     "controlnet_conditioning_channel_order": ("rgb", "bgr"),
     "global_pool_conditions": (False,),
 }
+# Whole numbers above 0, or lists of them; None where a key stands for another.
+COUNTS = ("addition_time_embed_dim", "attention_head_dim", "norm_num_groups", "num_attention_heads")
+NUMBERS = ("freq_shift", "norm_eps")
 BLOCKS = {"CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"}
 
 
@@ -55,6 +58,16 @@ def check(config: Mapping[str, Any]) -> None:
             raise CheckpointError(
                 f"the U-Net's {key} is {config[key]!r}; only {allowed[0]!r} can be exported"
             )
+    for key in COUNTS:
+        value = config.get(key)
+        for count in value if isinstance(value, list | tuple) else [value]:
+            if count is not None and (type(count) is not int or count < 1):
+                raise CheckpointError(
+                    f"the U-Net's {key} is {value!r}; it must be a whole number above 0"
+                )
+    for key in NUMBERS:
+        if type(config.get(key, 0)) not in (int, float):
+            raise CheckpointError(f"the U-Net's {key} is {config[key]!r}; it must be a number")
     for key in ("down_block_types", "up_block_types"):
         if not set(config.get(key) or ()) <= BLOCKS:
             odd = sorted(set(config[key]) - BLOCKS)

@@ -202,6 +202,9 @@ FAULTS: dict[str, tuple[Callable[[Path], Words], str]] = {
     "too few betas": (schedule(num_train_timesteps=1), "from 2 to 100000"),
     "latents of no scale": (config("vae", scaling_factor=0.0), "scaling_factor is 0.0"),
     "an unknown layer": (config("unet", act_fn="gelu"), "act_fn is 'gelu'; only 'silu'"),
+    "groups of none": (config("unet", norm_num_groups=-1), "norm_num_groups is -1"),
+    "an epsilon of words": (config("unet", norm_eps="small"), "norm_eps is 'small'; it must be"),
+    "latents of no size": (config("unet", sample_size="large"), "sample_size is 'large'; it must"),
     "heads below one": (config("text_encoder", num_attention_heads=-1), "is below 1"),
 }
 
@@ -284,15 +287,6 @@ def test_a_network_that_computes_something_else_is_refused_with_the_layer_where_
     assert f"which begins at {block}.ff.net.0.proj, whose relative difference" in sentence
     assert left(made) == ["made"]
     assert bundle.load(made) == before  # what was there outlives it
-
-
-def test_bf16_needs_openvino(sd15: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "openvino", None)  # as where it is not installed
-    sentence = message(exporting(sd15, made, "--precision", "bf16"))
-    assert (
-        "verified by OpenVINO, which is not installed: pip install 'sdfast[openvino]'" in sentence
-    )
-    assert left(made) == []
 
 
 def test_a_checkpoint_is_no_destination(sd15: Path, exported: Bundle) -> None:
