@@ -23,7 +23,7 @@ from PIL import Image
 from sdfast import schedules
 from sdfast.bundle import Bundle, noise_schedule
 from sdfast.export.graph import Graph
-from sdfast.export.networks.unet import cross_attentions
+from sdfast.export.networks.conditions import cross_attentions
 from sdfast.export.verify import psnr
 
 from .conftest import BundleOf, CheckpointOf
