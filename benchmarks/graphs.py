@@ -1,7 +1,7 @@
 """What the graphs' options gain at SD 1.5's full size, against torch's own export.
 
-    python benchmarks/graphs.py [--backends onnxruntime openvino-fp32 openvino-bf16] [--side 64]
-                                [--runs 5] [--json FILE]
+    python benchmarks/graphs.py [--backends onnxruntime openvino-fp32 openvino-bf16] [--forms …]
+                                [--side 64] [--runs 5] [--json FILE]
 
 A U-Net with random weights, one row. Each form runs in turn with torch.onnx.export's graph (opset
 20, dynamic shapes) in one process; quoted is the median of the ratios of neighbouring runs, by the
@@ -136,11 +136,11 @@ def opened(backend: str, file: Path, side: int) -> Run:
     return openvino_run(file, side, {"fp32": "f32", "bf16": "bf16"}[backend.split("-")[1]])
 
 
-def compared(backend: str, folder: Path, side: int, runs: int) -> dict[str, Any]:
+def compared(backend: str, forms: list[str], folder: Path, side: int, runs: int) -> dict[str, Any]:
     """Each form's ratio to torch's graph."""
     base = opened(backend, folder / "torch" / "torch.onnx", side)
     found: dict[str, Any] = {}
-    for form in FORMS:
+    for form in forms:
         other = opened(backend, folder / f"{form}.onnx", side)
         base(), other()
         seconds: list[tuple[float, float]] = []
@@ -164,6 +164,7 @@ def compared(backend: str, folder: Path, side: int, runs: int) -> dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
     parser.add_argument("--side", type=int, default=64, help="latents a side; 64 are 512 pixels")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--json", type=Path)
@@ -171,7 +172,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         nodes = write(Path(temporary), given.side)
         print(nodes, flush=True)
-        figures = {b: compared(b, Path(temporary), given.side, given.runs) for b in given.backends}
+        figures = {
+            backend: compared(backend, given.forms, Path(temporary), given.side, given.runs)
+            for backend in given.backends
+        }
     command = f"python benchmarks/graphs.py --side {given.side} --runs {given.runs}"
     packages = ("torch", "diffusers", "onnxruntime", "openvino")
     found = {**described(command, *packages), "nodes": nodes, "backends": figures}

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import samplers, schedules
-from ..bundle import FAMILIES, NETWORKS, PRECISIONS, Defaults
+from ..bundle import FAMILIES, Defaults
 from ..errors import RecipeError, nearest
+from ..networks import NETWORKS, PRECISIONS
 from ..ranges import Choice, Flag, Range
 from ..request import MAX_STEPS
 from ..store import packaged
@@ -61,9 +62,9 @@ class Recipe:
 
     name: of its file, without the suffix
     family: one of bundle.FAMILIES
-    networks: some of bundle.NETWORKS, in their order; preview_decoder is exported where there is
-        a preview to export
-    precision: of each network: one of bundle.PRECISIONS
+    networks: some of sdfast.networks.NETWORKS, in their order; preview_decoder is exported where
+        there is a preview to export
+    precision: of each network: one of sdfast.networks.PRECISIONS
     layout: weights as the graph reads them ("graph") or as the checkpoint has them ("checkpoint")
     options: of the graphs; `height` and `width` are set where their profile has one size alone
     profiles: "batch" in pictures, "height" and "width" in pixels
@@ -173,7 +174,7 @@ def at_precision(recipe: Recipe, precision: str) -> Recipe:
 
 
 def check_precision(precision: str) -> None:
-    """Raises RecipeError unless it is one of bundle.PRECISIONS."""
+    """Raises RecipeError unless it is one of sdfast.networks.PRECISIONS."""
     _check_word("precision", precision, PRECISIONS)
 
 

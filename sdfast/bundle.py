@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from . import external_data
+from . import external_data, networks
 from .errors import BundleError
 from .records import parsed
 from .schedules import NoiseSchedule
@@ -35,20 +35,6 @@ MANIFEST = "bundle.json"
 FAMILIES = ("sd1", "sd2", "sdxl", "sdxl-refiner")
 TASKS = ("text", "inpaint", "edit", "control")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
-PRECISIONS = ("fp32", "fp16", "bf16")
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
-NETWORKS = (
-    *TEXT_ENCODERS,
-    "time_projection",
-    "context_projection",
-    "unet",
-    "unet_adapters",
-    "vae_decoder",
-    "vae_encoder",
-    "preview_decoder",
-    "controlnet",
-)
-
 _T = TypeVar("_T")
 
 
@@ -78,7 +64,8 @@ class Graph:
 class Network:
     """One graph: its file, the files of weights that it points into, and its tensors.
 
-    precision: one of PRECISIONS, which its layers compute in but for those of `kept`, in float32
+    precision: one of networks.PRECISIONS, which its layers compute in but for those of `kept`, in
+        float32
     """
 
     file: str
@@ -228,7 +215,7 @@ class Bundle:
         return found
 
     def network(self, name: str) -> Path:
-        """The graph's file of one of NETWORKS. Raises BundleError when the bundle has none."""
+        """The graph's file of one of networks.NETWORKS. Raises BundleError where there is none."""
         if name not in self.manifest.networks:
             raise BundleError(f"bundle {self.name} has no {name}: export it again")
         return self.path / self.manifest.networks[name].file
@@ -310,7 +297,7 @@ def sha256(file: Path) -> str:
 
 
 def _check(manifest: Manifest) -> None:
-    for wrong in (_wrong_values, _wrong_files, _wrong_networks):
+    for wrong in (_wrong_values, _wrong_files, networks.wrong):
         for problem in wrong(manifest):
             raise ValueError(problem)
     if manifest.betas is not None:
@@ -350,66 +337,6 @@ def _wrong_files(manifest: Manifest) -> Iterator[str]:
     paths = map(PurePosixPath, manifest.files)
     if any(path.is_absolute() or ".." in path.parts for path in paths):
         yield "a path of files leads out of the folder"
-
-
-def _wrong_networks(manifest: Manifest) -> Iterator[str]:
-    networks, control = manifest.networks, manifest.task == "control"
-    needed = ("controlnet",) if control else ("unet", "vae_decoder", "vae_encoder")
-    if unknown := set(networks) - set(NETWORKS):
-        yield f"networks has {', '.join(sorted(unknown))}; known: {', '.join(NETWORKS)}"
-    if missing := [n for n in needed if n not in networks]:
-        yield f"networks lacks {', '.join(missing)}"
-    encoders = {name for name in TEXT_ENCODERS if name in networks}
-    if not encoders and not control:
-        yield "networks lacks a text encoder"
-    if set(manifest.tokenizers) != encoders:
-        yield "tokenizers must name the text encoders and nothing else"
-    for name, network in networks.items():
-        if network.precision not in PRECISIONS:
-            yield f"precision of {name} must be one of {', '.join(PRECISIONS)}"
-        if odd := set(network.inputs) - _GIVEN.get(name, set(network.inputs)):
-            yield f"{name} reads {', '.join(sorted(odd))}, which this sdfast does not give"
-    if not control and not missing and manifest.context is not None:
-        yield from _wrong_inputs(networks, manifest.context)
-
-
-_TOLD = {"pooled", "sizes", "guidance"}
-_GIVEN = {
-    "text_encoder": {"tokens"},
-    "text_encoder_2": {"tokens"},
-    "time_projection": {"timestep"} | _TOLD,
-    "context_projection": {"context"},
-    "unet": {"latent", "timestep", "time", "context", "keys_values"} | _TOLD,
-    "vae_decoder": {"latent"},
-    "vae_encoder": {"image"},
-    "preview_decoder": {"latent"},
-}  # what the runtime can give each network that it runs
-
-
-def _wrong_inputs(networks: Mapping[str, Network], context: Context) -> Iterator[str]:
-    """Of the U-Net and the networks that run before it."""
-    read = set(networks["unet"].inputs)
-    for plain, hoisted, network in (
-        ("timestep", "time", "time_projection"),
-        ("context", "keys_values", "context_projection"),
-    ):
-        if len(read & {plain, hoisted}) != 1:
-            yield f"unet must read {plain} or, hoisted, {hoisted}"
-        if (hoisted in read) != (network in networks):
-            yield f"unet must read {hoisted} where there is {network}, which writes it, or neither"
-    before = networks.get("time_projection", networks["unet"])
-    inputs = {**before.inputs, **networks["unet"].inputs}
-    if "sizes" in inputs and inputs["sizes"].shape[1:] not in ((5,), (6,)):
-        yield "sizes must be 5 or 6 numbers"
-    if "pooled" in inputs and inputs["pooled"].shape[1:] != (context.pooled,):
-        yield "the unet's pooled is not of context.pooled's width"
-    written = [networks[name].outputs for name in TEXT_ENCODERS if name in networks]
-    widths = [outputs["context"].shape[-1] or 0 for outputs in written if "context" in outputs]
-    if sum(widths) != context.width:
-        yield "the text encoders' contexts are not context.width wide together"
-    pooled = [outputs["pooled"].shape[-1] for outputs in written if "pooled" in outputs]
-    if pooled != ([] if context.pooled is None else [context.pooled]):
-        yield "one text encoder must write pooled of context.pooled's width, if that is not null"
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import sdfast
-from sdfast import bundle, store
+from sdfast import bundle, networks, store
 from sdfast.errors import BundleError, InvalidRequest
 
 
@@ -17,7 +17,7 @@ def test_the_demo_bundle_is_found_by_name_and_by_path() -> None:
     assert by_name == by_path
     assert by_name.name == "demo"
     assert by_name.manifest.task == "text"
-    assert set(by_name.manifest.networks) <= set(bundle.NETWORKS)
+    assert set(by_name.manifest.networks) <= set(networks.NETWORKS)
 
 
 def test_the_demo_bundle_is_small_enough_for_git() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sdfast import bundle, samplers, schedules, store
+from sdfast import networks, samplers, schedules, store
 from sdfast.errors import RecipeError
 from sdfast.export import random_checkpoint, recipes, sources
 from sdfast.export.components import Checkpoint
@@ -35,7 +35,7 @@ def test_a_recipe_says_all_that_an_export_needs(name: str, backend: str) -> None
     recipe = recipes.load(name, backend)
     assert (recipe.name, recipe.purpose != "") == (name, True)
     assert tuple(recipe.precision) == recipe.networks
-    assert list(recipe.networks) == [n for n in bundle.NETWORKS if n in recipe.networks]
+    assert list(recipe.networks) == [n for n in networks.NETWORKS if n in recipe.networks]
     hoisted = recipe.options.hoisted_time and "unet" in recipe.networks
     assert ("time_projection" in recipe.networks) == hoisted
     assert set(recipe.profiles) == {"batch", "height", "width"}

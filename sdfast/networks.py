@@ -1,0 +1,84 @@
+"""The networks of a bundle: which there are, and whether each is given what it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .bundle import Context, Manifest, Network
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+NETWORKS = (
+    *TEXT_ENCODERS,
+    "time_projection",
+    "context_projection",
+    "unet",
+    "unet_adapters",
+    "vae_decoder",
+    "vae_encoder",
+    "preview_decoder",
+    "controlnet",
+)
+
+
+def wrong(manifest: Manifest) -> Iterator[str]:
+    """What keeps the networks of a manifest from working together, a sentence each."""
+    networks, control = manifest.networks, manifest.task == "control"
+    needed = ("controlnet",) if control else ("unet", "vae_decoder", "vae_encoder")
+    if unknown := set(networks) - set(NETWORKS):
+        yield f"networks has {', '.join(sorted(unknown))}; known: {', '.join(NETWORKS)}"
+    if missing := [n for n in needed if n not in networks]:
+        yield f"networks lacks {', '.join(missing)}"
+    encoders = {name for name in TEXT_ENCODERS if name in networks}
+    if not encoders and not control:
+        yield "networks lacks a text encoder"
+    if set(manifest.tokenizers) != encoders:
+        yield "tokenizers must name the text encoders and nothing else"
+    for name, network in networks.items():
+        if network.precision not in PRECISIONS:
+            yield f"precision of {name} must be one of {', '.join(PRECISIONS)}"
+        if odd := set(network.inputs) - _GIVEN.get(name, set(network.inputs)):
+            yield f"{name} reads {', '.join(sorted(odd))}, which this sdfast does not give"
+    if not control and not missing and manifest.context is not None:
+        yield from _wrong_inputs(networks, manifest.context)
+
+
+_TOLD = {"pooled", "sizes", "guidance"}
+_GIVEN = {
+    "text_encoder": {"tokens"},
+    "text_encoder_2": {"tokens"},
+    "time_projection": {"timestep"} | _TOLD,
+    "context_projection": {"context"},
+    "unet": {"latent", "timestep", "time", "context", "keys_values"} | _TOLD,
+    "vae_decoder": {"latent"},
+    "vae_encoder": {"image"},
+    "preview_decoder": {"latent"},
+}  # what the runtime can give each network that it runs
+
+
+def _wrong_inputs(networks: Mapping[str, Network], context: Context) -> Iterator[str]:
+    """Of the U-Net and the networks that run before it."""
+    read = set(networks["unet"].inputs)
+    for plain, hoisted, network in (
+        ("timestep", "time", "time_projection"),
+        ("context", "keys_values", "context_projection"),
+    ):
+        if len(read & {plain, hoisted}) != 1:
+            yield f"unet must read {plain} or, hoisted, {hoisted}"
+        if (hoisted in read) != (network in networks):
+            yield f"unet must read {hoisted} where there is {network}, which writes it, or neither"
+    before = networks.get("time_projection", networks["unet"])
+    inputs = {**before.inputs, **networks["unet"].inputs}
+    if "sizes" in inputs and inputs["sizes"].shape[1:] not in ((5,), (6,)):
+        yield "sizes must be 5 or 6 numbers"
+    if "pooled" in inputs and inputs["pooled"].shape[1:] != (context.pooled,):
+        yield "the unet's pooled is not of context.pooled's width"
+    written = [networks[name].outputs for name in TEXT_ENCODERS if name in networks]
+    widths = [outputs["context"].shape[-1] or 0 for outputs in written if "context" in outputs]
+    if sum(widths) != context.width:
+        yield "the text encoders' contexts are not context.width wide together"
+    pooled = [outputs["pooled"].shape[-1] for outputs in written if "pooled" in outputs]
+    if pooled != ([] if context.pooled is None else [context.pooled]):
+        yield "one text encoder must write pooled of context.pooled's width, if that is not null"
