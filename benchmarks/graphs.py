@@ -176,7 +176,8 @@ def main() -> None:
             backend: compared(backend, given.forms, Path(temporary), given.side, given.runs)
             for backend in given.backends
         }
-    command = f"python benchmarks/graphs.py --side {given.side} --runs {given.runs}"
+    forms = "" if given.forms == list(FORMS) else f"--forms {' '.join(given.forms)} "
+    command = f"python benchmarks/graphs.py {forms}--side {given.side} --runs {given.runs}"
     packages = ("torch", "diffusers", "onnxruntime", "openvino")
     found = {**described(command, *packages), "nodes": nodes, "backends": figures}
     if given.json:
