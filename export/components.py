@@ -49,8 +49,7 @@ class Checkpoint:
     """A model: its components, noise schedule and tokenizers.
 
     source: what the user gave: a folder, a file, or a hub id and its commit, owner/name@commit
-    family: one of FAMILIES; task: one of TASKS
-    prediction: "epsilon", "v_prediction" or "sample"
+    family, task, prediction: one of bundle.FAMILIES, TASKS and PREDICTIONS
     components: by diffusers' names: text_encoder, text_encoder_2, unet, vae, controlnet
     scheduler: diffusers' scheduler_config.json
     tokenizers: "tokenizer" and "tokenizer_2", padding as the model was trained with
@@ -63,11 +62,6 @@ class Checkpoint:
     components: Mapping[str, Component]
     scheduler: Mapping[str, Any]
     tokenizers: Mapping[str, Tokenizer]
-
-
-FAMILIES = ("sd1", "sd2", "sdxl", "sdxl-refiner")
-TASKS = ("text", "inpaint", "edit", "control")
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
 def blueprint(kind: str, config: Mapping[str, Any]) -> nn.Module:

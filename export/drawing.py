@@ -57,7 +57,7 @@ def draw(
         latent = _denoised(checkpoint, networks, bundle, resolved, rows, drawing)
         module: Any = checkpoint.components["vae"].module()
         inputs = {"latent": latent}
-        drawing.seen["vae_decoder"] = [inputs]
+        drawing.seen["vae_decoder"] = drawing.seen["preview_decoder"] = [inputs]
         image = networks["vae_decoder"].reference(module, inputs)["image"]
         drawing.seen["vae_encoder"] = [{"image": image}]
     drawing.image = image[0].numpy()

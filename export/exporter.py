@@ -149,7 +149,8 @@ class _Work:
 
     def draw(self, whole: Manifest) -> None:
         """Draws torch's picture with the bundle, and refuses it where the two differ."""
-        if self.drawn is None:
+        halves = {network.precision for network in whole.networks.values()}
+        if self.drawn is None or "bf16" in halves:  # no runtime of this machine draws with it
             return
         self._tell("drawing a picture")
         pipeline = Pipeline(Bundle(self.folder, whole), "onnxruntime", 0)
@@ -171,8 +172,6 @@ class _Work:
         needed = {"unet", "vae_decoder"} <= set(self.recipe.networks)
         if self.other is not None or self.checkpoint.task != "text" or not needed:
             return None
-        if self._precision("unet") == "bf16":  # no runtime of this machine draws with it
-            return None
         self._tell("drawing a picture with torch")
         return drawing.draw(
             self.checkpoint, self.every, Bundle(self.folder, described), self.recipe.options
@@ -189,7 +188,7 @@ class _Work:
             options = self.recipe.options
             examples = {p.name: verify.examples(p, module, self.unit, options) for p in planned}
             del module
-        kept = {p.name: self._kept(p, planned, component) for p in planned}
+        kept = self._kept(planned, component)
         models, forms = {}, {}
         for p in planned:
             models[p.name] = p.graph.model()
@@ -228,29 +227,36 @@ class _Work:
             weights.as_graph(graphs, tensors, file)
         return weights.files(model for model, _ in graphs)
 
-    def _kept(self, p: Planned, planned: list[Planned], component: Component) -> tuple[str, ...]:
+    def _kept(self, planned: list[Planned], component: Component) -> dict[str, tuple[str, ...]]:
         """The tensors that real prompts, or else random inputs, make too large for float16."""
-        if self._precision(p.name) != "fp16":
-            return ()
+        kept: dict[str, tuple[str, ...]] = {p.name: () for p in planned}
+        halves = [p for p in planned if self._precision(p.name) == "fp16"]
+        if not halves:
+            return kept
         if self.other is not None:
-            return self.other.manifest.networks[p.name].kept
-        self._tell(f"looking for what float16 cannot hold in {p.name}", advance=0)
+            theirs = self.other.manifest.networks
+            return kept | {p.name: theirs[p.name].kept for p in halves}
         with tempfile.TemporaryDirectory(dir=self.folder, prefix="calibration-") as place:
             exact = Path(place)
-            graphs = [(q.graph.model(), q.graph.weights) for q in planned]
+            graphs = [(p.graph.model(), p.graph.weights) for p in planned]
             weights.as_checkpoint(graphs, component.weights, exact / "weights.safetensors")
-            for q, (model, _) in zip(planned, graphs, strict=True):
-                (exact / f"{q.name}.onnx").write_bytes(model.SerializeToString())
+            for p, (model, _) in zip(planned, graphs, strict=True):
+                (exact / f"{p.name}.onnx").write_bytes(model.SerializeToString())
             opened = verify.Opened(exact, planned, lambda name: "fp32")
-            if self.drawn is None:
-                options, side = self.recipe.options, 4 * self.unit
-                shapes = p.shapes(1, options.height or side, options.width or side)
-                inputs = [verify.random_inputs(p, shapes, 0)]
-            else:
-                inputs = [self._adapted(p, values) for values in self.drawn.seen[p.name]]
-            feeds = [verify.feed(p, values, opened.hoisted) for values in inputs]
-            self.magnitudes[p.name] = precision.magnitudes(exact / f"{p.name}.onnx", feeds)
-        return precision.too_large(self.magnitudes[p.name])
+            for p in halves:
+                self._tell(f"looking for what float16 cannot hold in {p.name}", advance=0)
+                feeds = [verify.feed(p, seen, opened.hoisted) for seen in self._seen(p)]
+                self.magnitudes[p.name] = precision.magnitudes(exact / f"{p.name}.onnx", feeds)
+                kept[p.name] = precision.too_large(self.magnitudes[p.name])
+        return kept
+
+    def _seen(self, p: Planned) -> list[verify.Values]:
+        """What the network reads when torch draws, or random values where it does not."""
+        if self.drawn is not None:
+            return [self._adapted(p, values) for values in self.drawn.seen[p.name]]
+        options, side = self.recipe.options, 4 * self.unit
+        shapes = p.shapes(1, options.height or side, options.width or side)
+        return [verify.random_inputs(p, shapes, 0)]
 
     def _adapted(self, p: Planned, values: verify.Values) -> verify.Values:
         """What a run brought, and random values for what it had no need of."""

@@ -23,8 +23,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..bundle import FAMILIES, PREDICTIONS
 from ..errors import CheckpointError, nearest
-from .components import FAMILIES, PREDICTIONS, Component
+from .components import Component
 
 XL_IDS = {"sdxl": 6, "sdxl-refiner": 5}
 LATENT_SCALES = {"sd1": 0.18215, "sd2": 0.18215, "sdxl": 0.13025, "sdxl-refiner": 0.13025}

@@ -256,3 +256,17 @@ def test_layers_that_float16_cannot_hold_stay_in_float32(
     with pytest.raises(VerificationError, match=r"vae_decoder.*decoder\.up_blocks\.0\.upsamplers"):
         export(loud, tmp_path / "lost", recipe=recipe)
     assert not (tmp_path / "lost").exists()
+
+
+def test_networks_of_several_precisions_and_a_preview_export_together(
+    checkpoint_of: CheckpointOf, tmp_path: Path
+) -> None:
+    recipe = recipes.load("sdxl", "tensorrt")  # fp16, but for its VAE in bf16
+    preview = checkpoint_of("taesdxl")
+    made = export(checkpoint_of("sdxl"), tmp_path / "made", recipe=recipe, preview=preview)
+    found = {name: network.precision for name, network in made.manifest.networks.items()}
+    assert found["unet"] == found["preview_decoder"] == "fp16"
+    assert found["vae_decoder"] == "bf16"
+    # No runtime here draws in bf16, yet the calibration of what is fp16 saw real prompts.
+    assert not any("picture" in note for note in made.manifest.notes)
+    assert (made.path / "magnitudes.json").is_file()
