@@ -28,11 +28,13 @@ class Weight:
     """An initializer made of the checkpoint's tensors.
 
     parts: their names; several lie one after the other along the first axis
+    rows: of one tensor alone those from the first of these numbers to before the second, if given
     turned: whether the axes of the (two-dimensional) tensor are then swapped
     shape: in the graph
     """
 
     parts: tuple[str, ...]
+    rows: tuple[int, int] | None
     turned: bool
     shape: tuple[int, ...]
 
@@ -122,18 +124,21 @@ class Graph:
         name: str,
         parts: Iterable[str] = (),
         *,
+        rows: tuple[int, int] | None = None,
         turned: bool = False,
         shape: Sequence[int] | None = None,
     ) -> str:
         """The initializer `name`, of the checkpoint's tensor of that name or of several `parts`.
 
+        rows: of one tensor alone these, from the first to before the second
         turned: a Linear weight [out, in] as [in, out]; shape: the same elements in another shape
         """
         parts = tuple(parts) or (name,)
-        first, *others = (self.shapes[part] for part in parts)
-        whole = (first[0] + sum(other[0] for other in others), *first[1:])
+        sides = [self.shapes[part] for part in parts]
+        count = rows[1] - rows[0] if rows else sum(side[0] for side in sides)
+        whole = (count, *sides[0][1:])
         given = tuple(shape) if shape is not None else whole[::-1] if turned else whole
-        made = Weight(parts, turned, given)
+        made = Weight(parts, rows, turned, given)
         # A name stands for one form: another one is numbered.
         free, k = name, 1
         while self.weights.get(free, made) != made:

@@ -209,8 +209,9 @@ def first_layer(
 ) -> str:
     """Where a network that is out of its bound leaves it: the first module whose output does."""
     model = onnx.load(file, load_external_data=False)
-    # Those without modules inside: a node may have the name of a larger one that it is a part of.
-    paths = {path for path, inner in module.named_modules() if not any(inner.children())}
+    named = {path for path, _ in module.named_modules()} & {node.name for node in model.graph.node}
+    # Those without such inside: a node may have the name of a larger one that it is a part of.
+    paths = {path for path in named if not any(other.startswith(f"{path}.") for other in named)}
     kinds = precisions.types(model)
     # A node has its module's name; its output has another one where it is the network's output.
     values = {

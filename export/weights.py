@@ -46,13 +46,13 @@ class Place:
 
 def assemble(target: torch.Tensor, weight: Weight, tensors: Mapping[str, torch.Tensor]) -> None:
     """Writes the initializer's values to `target`, converting to its type: one pass over them."""
-    first = tensors[weight.parts[0]]
-    rows = sum(tensors[part].shape[0] for part in weight.parts)
-    whole = target.T if weight.turned else target.view(rows, *first.shape[1:])
+    parts = [_rows(tensors[part], weight) for part in weight.parts]
+    count = sum(part.shape[0] for part in parts)
+    whole = target.T if weight.turned else target.view(count, *parts[0].shape[1:])
     start = 0
-    for part in weight.parts:
-        end = start + tensors[part].shape[0]
-        whole[start:end].copy_(tensors[part])
+    for part in parts:
+        end = start + part.shape[0]
+        whole[start:end].copy_(part)
         start = end
 
 
@@ -136,17 +136,18 @@ def _restore(
     for name, element, weight in wanted:
         parts = []
         for part in weight.parts:
-            tensor = tensors[part]
-            if part not in raw:
-                raw[part] = TensorProto(
-                    name=f"{part}@",
+            tensor = _rows(tensors[part], weight)
+            source = f"{part}@{weight.rows[0] if weight.rows else ''}"
+            if source not in raw:
+                raw[source] = TensorProto(
+                    name=source,
                     data_type=_ELEMENTS[tensor.dtype],
                     dims=tensor.shape,
                     data_location=TensorProto.EXTERNAL,
                 )
-                _point(raw[part], places[part])
-            parts.append(raw[part].name)
-        nodes += _formation(name, element, weight, parts, tensors[weight.parts[0]], kept)
+                _point(raw[source], _rows_place(places[part], tensors[part], weight))
+            parts.append(source)
+        nodes += _formation(name, element, weight, parts, tensor, kept)
     whole = [*nodes, *model.graph.node]
     del model.graph.initializer[:], model.graph.node[:]
     model.graph.initializer.extend([*kept, *raw.values()])
@@ -184,6 +185,17 @@ def _formation(
         inputs = others if operator == "Concat" else [source, *others]
         yield helper.make_node(operator, inputs, [target], target, **attributes)
         source = target
+
+
+def _rows(tensor: torch.Tensor, weight: Weight) -> torch.Tensor:
+    return tensor[slice(*weight.rows)] if weight.rows else tensor
+
+
+def _rows_place(place: Place, tensor: torch.Tensor, weight: Weight) -> Place:
+    """Where those rows of a tensor lie that the initializer is made of: one after the other."""
+    each = place.length // tensor.shape[0]
+    start, end = weight.rows or (0, tensor.shape[0])
+    return Place(place.file, place.offset + start * each, (end - start) * each)
 
 
 def _pointers(model: onnx.ModelProto) -> list[TensorProto]:

@@ -21,14 +21,20 @@ def conv(g: Graph, x: str, path: str, *, stride: int = 1, pads: Sequence[int] = 
     return g.add("Conv", *inputs, name=path, strides=[stride, stride], pads=around)
 
 
-def linear(g: Graph, x: str, path: str, parts: Sequence[str] = ()) -> str:
-    """x [B, n, in] → [B, n, out]. parts: modules whose outputs lie side by side."""
+def linear(
+    g: Graph, x: str, path: str, parts: Sequence[str] = (), rows: tuple[int, int] | None = None
+) -> str:
+    """x [B, n, in] → [B, n, out].
+
+    parts: modules whose outputs lie side by side; rows: of one module alone these outputs
+    """
     modules = parts or [path]
-    weight = g.weight(f"{path}.weight", [f"{m}.weight" for m in modules], turned=True)
-    if not g.has(f"{modules[0]}.bias"):
+    kernels, biases = ([f"{m}.{part}" for m in modules] for part in ("weight", "bias"))
+    weight = g.weight(f"{path}.weight", kernels, rows=rows, turned=True)
+    if not g.has(biases[0]):
         return g.add("MatMul", x, weight, name=path)
     y = g.add("MatMul", x, weight, name=f"{path}.product")
-    return g.add("Add", y, g.weight(f"{path}.bias", [f"{m}.bias" for m in modules]), name=path)
+    return g.add("Add", y, g.weight(f"{path}.bias", biases, rows=rows), name=path)
 
 
 def gemm(g: Graph, x: str, path: str, parts: Sequence[str] = ()) -> str:
@@ -67,6 +73,22 @@ def layer_norm(g: Graph, x: str, path: str, epsilon: float = 1e-5) -> str:
     """x [B, n, C] normalized over C."""
     inputs = [x, g.weight(f"{path}.weight"), g.weight(f"{path}.bias")]
     return g.add("LayerNormalization", *inputs, name=path, axis=-1, epsilon=epsilon)
+
+
+def as_tokens(g: Graph, x: str, path: str, channels: int) -> tuple[str, str]:
+    """x [B, C, h, w] → tokens [B, h · w, C], and their picture [B, h, w, C].
+
+    Channels go last before the sides become one: a backend that keeps them last moves nothing.
+    """
+    picture = g.add("Transpose", x, name=f"{path}.channels_last", perm=[0, 2, 3, 1])
+    tokens = g.add("Reshape", picture, g.integers([0, -1, channels]), name=f"{path}.tokens")
+    return tokens, picture
+
+
+def as_picture(g: Graph, tokens: str, shape: str, path: str) -> str:
+    """tokens [B, h · w, C] → [B, C, h, w]; shape: the integers B, h, w, C."""
+    picture = g.add("Reshape", tokens, shape, name=f"{path}.sides")
+    return g.add("Transpose", picture, name=f"{path}.channels_first", perm=[0, 3, 1, 2])
 
 
 def attention(

@@ -12,6 +12,8 @@ from typing import Any
 from ..graph import Graph
 from . import Options, conditions
 from .layers import (
+    as_picture,
+    as_tokens,
     attention,
     conv,
     group_norm,
@@ -212,20 +214,18 @@ def _transformer(g: Graph, shared: Shared, x: str, path: str, level: int) -> str
     as_conv = len(g.shapes[f"{path}.proj_in.weight"]) == 4
     if as_conv:
         y = conv(g, y, f"{path}.proj_in")
-    y = g.add("Reshape", y, g.integers([0, channels, -1]), name=f"{path}.flat")
-    y = g.add("Transpose", y, name=f"{path}.tokens", perm=[0, 2, 1])
+    y, picture = as_tokens(g, y, path, channels)
     if not as_conv:
         y = linear(g, y, f"{path}.proj_in")
     for block in g.children(f"{path}.transformer_blocks"):
         y = _transformer_block(g, shared, y, block, heads)
     if not as_conv:
         y = linear(g, y, f"{path}.proj_out")
-    y = g.add("Transpose", y, name=f"{path}.channels", perm=[0, 2, 1])
     if options.height and options.width:
-        sides = g.integers([0, channels, options.height >> level, options.width >> level])
+        shape = g.integers([0, options.height >> level, options.width >> level, channels])
     else:
-        sides = g.add("Shape", x, name=f"{path}.shape")
-    y = g.add("Reshape", y, sides, name=f"{path}.sides")
+        shape = g.add("Shape", picture, name=f"{path}.shape")
+    y = as_picture(g, y, shape, path)
     if as_conv:
         y = conv(g, y, f"{path}.proj_out")
     return g.add("Add", y, x, name=path)
@@ -239,11 +239,13 @@ def _transformer_block(g: Graph, shared: Shared, x: str, path: str, heads: int) 
     y = layer_norm(g, x, f"{path}.norm2")
     x = g.add("Add", _cross_attention(g, shared, y, f"{path}.attn2", heads), x, name=f"{path}.told")
     y = layer_norm(g, x, f"{path}.norm3")
-    y = linear(g, y, f"{path}.ff.net.0.proj")
-    names = [f"{path}.ff.value", f"{path}.ff.gate"]
-    value, gate = g.split("Split", y, names=names, axis=-1, num_outputs=2)
-    gate = g.add("Gelu", gate, name=f"{path}.ff.gelu")  # GEGLU, arXiv:2002.05202
-    y = g.add("Mul", value, gate, name=f"{path}.ff.net.0")
+    # GEGLU, arXiv:2002.05202. Two products where the checkpoint has one: nothing to split after,
+    # and backends compute the rest as they write the products.
+    proj = f"{path}.ff.net.0.proj"
+    half = g.shapes[f"{proj}.weight"][0] // 2
+    value = linear(g, y, f"{path}.ff.value", [proj], rows=(0, half))
+    gate = linear(g, y, f"{path}.ff.gate", [proj], rows=(half, 2 * half))
+    y = g.add("Mul", value, g.add("Gelu", gate, name=f"{path}.ff.gelu"), name=f"{path}.ff.net.0")
     return g.add("Add", linear(g, y, f"{path}.ff.net.2"), x, name=path)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from ...errors import CheckpointError
 from ..graph import ELEMENTS, Graph
 from . import Options
-from .layers import attention, conv, group_norm, linear, silu, upsample
+from .layers import as_picture, as_tokens, attention, conv, group_norm, linear, silu, upsample
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -146,18 +146,15 @@ def _attention(g: Graph, config: Mapping[str, Any], options: Options, x: str, pa
     """Over the latents of a picture, whose sides the middle has, one head of all channels."""
     channels = g.shapes[f"{path}.group_norm.weight"][0]
     y = group_norm(g, options, x, f"{path}.group_norm", config["norm_num_groups"], 1e-6)
-    y = g.add("Reshape", y, g.integers([0, channels, -1]), name=f"{path}.flat")
-    y = g.add("Transpose", y, name=f"{path}.tokens", perm=[0, 2, 1])
+    y, picture = as_tokens(g, y, path, channels)
     q, k, v = (linear(g, y, f"{path}.{part}") for part in ("to_q", "to_k", "to_v"))
     y = attention(g, options, q, k, v, f"{path}.attention", 1, channels)
-    y = g.add(
-        "Transpose", linear(g, y, f"{path}.to_out.0"), name=f"{path}.channels", perm=[0, 2, 1]
-    )
+    y = linear(g, y, f"{path}.to_out.0")
     if options.height and options.width:
-        sides = g.integers([0, channels, options.height, options.width])
+        shape = g.integers([0, options.height, options.width, channels])
     else:
-        sides = g.add("Shape", x, name=f"{path}.shape")
-    return g.add("Add", g.add("Reshape", y, sides, name=f"{path}.sides"), x, name=path)
+        shape = g.add("Shape", picture, name=f"{path}.shape")
+    return g.add("Add", as_picture(g, y, shape, path), x, name=path)
 
 
 def _tiny_decoder(g: Graph, x: str) -> str:

@@ -284,7 +284,7 @@ def test_a_network_that_computes_something_else_is_refused_with_the_layer_where_
     sentence = message(done, code=1)
     assert "unet as exported differs from its module by" in sentence
     block = "down_blocks.0.attentions.0.transformer_blocks.0"
-    assert f"which begins at {block}.ff.net.0.proj, whose relative difference" in sentence
+    assert f"which begins at {block}.ff.net.0, whose relative difference" in sentence
     assert left(made) == ["made"]
     assert bundle.load(made) == before  # what was there outlives it
 

@@ -55,11 +55,13 @@ def test_a_weight_is_named_once_for_each_form(g: Graph) -> None:
     assert g.weight("a.weight", turned=True) == turned
     both = g.weight("ab.weight", ["a.weight", "b.weight"], turned=True)
     sides = g.weight("blocks.0.bias", shape=(4, 1, 1))
+    last = g.weight("last", ["a.weight"], rows=(2, 4), turned=True)
     assert g.weights == {
-        plain: Weight(("a.weight",), False, (4, 3)),
-        turned: Weight(("a.weight",), True, (3, 4)),
-        both: Weight(("a.weight", "b.weight"), True, (3, 6)),
-        sides: Weight(("blocks.0.bias",), False, (4, 1, 1)),
+        plain: Weight(("a.weight",), None, False, (4, 3)),
+        turned: Weight(("a.weight",), None, True, (3, 4)),
+        both: Weight(("a.weight", "b.weight"), None, True, (3, 6)),
+        sides: Weight(("blocks.0.bias",), None, False, (4, 1, 1)),
+        last: Weight(("a.weight",), (2, 4), True, (3, 2)),
     }
 
 

@@ -116,6 +116,21 @@ def test_everything_is_stored_once_and_nothing_else(tmp_path: Path, layout: str)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_graph_reads_some_rows_of_a_weight(tmp_path: Path, layout: str) -> None:
+    g = Graph({"a.weight": (4, 3), "a.bias": (4,)})
+    kernel = g.weight("last.weight", ["a.weight"], rows=(1, 4), turned=True)
+    product = g.add("MatMul", g.input("x", "f32", ["rows", 3]), kernel, name="product")
+    bias = g.weight("last.bias", ["a.bias"], rows=(1, 4))
+    g.output("y", "f32", ["rows", 3], g.add("Add", product, bias, name="y"))
+    model = g.model()
+    LAYOUTS[layout]([(model, g.weights)], TENSORS, tmp_path / "weights.safetensors")
+    (tmp_path / "rows.onnx").write_bytes(model.SerializeToString())
+    (got,) = onnxruntime.InferenceSession(tmp_path / "rows.onnx").run(["y"], {"x": X})
+    a, bias_values = TENSORS["a.weight"].numpy(), TENSORS["a.bias"].numpy()
+    assert np.abs(got - (X @ a[1:].T + bias_values[1:])).max() <= 1e-6
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_external_data_is_the_tensor_aligned_and_inside_of_the_file(
     tmp_path: Path, layout: str
 ) -> None:
