@@ -28,7 +28,7 @@ from diffusers import UNet2DConditionModel
 from machine import described
 from numpy.typing import NDArray
 
-from sdfast.backends.onnxruntime import cores
+from sdfast.cpu import cores
 from sdfast.export import weights
 from sdfast.export.graph import operators
 from sdfast.export.networks import PLAIN, Options, unet

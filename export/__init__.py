@@ -108,13 +108,13 @@ def lora_and_weight(text: str) -> tuple[Path, float]:
     return parse(text)
 
 
-def random_checkpoint(family: str, destination: Path, seed: int = 0) -> Path:
+def random_checkpoint(family: str, destination: str | Path, seed: int = 0) -> Path:
     """Writes a checkpoint with random weights in diffusers' layout, for tests and benchmarks, and
     returns its folder. family: a published model's name, as "sd15" or "sdxl", at its real sizes and
     fp16; "tiny-sd15" and so on: small ones in float32; "demo". CheckpointError lists all names."""
     from .random_models import write
 
-    return write(family, destination, seed)
+    return write(family, Path(destination), seed)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import onnx
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from .. import bundle
+from ..backends import Options
 from ..bundle import Bundle, Difference, Graph, Manifest, Network, Tokenizer
 from ..errors import CheckpointError, VerificationError
 from ..pipeline import Pipeline
@@ -153,7 +154,7 @@ class _Work:
         if self.drawn is None or "bf16" in halves:  # no runtime of this machine draws with it
             return
         self._tell("drawing a picture")
-        pipeline = Pipeline(Bundle(self.folder, whole), "onnxruntime", 0)
+        pipeline = Pipeline(Bundle(self.folder, whole), "onnxruntime", Options(precision="fp32"))
         got = np.asarray(pipeline(drawing.request(pipeline.bundle, self.recipe.options)).images[0])
         pipeline.close()
         decibels = verify.psnr(got, self.drawn.image)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 
-from .. import bundle
+from .. import bundle, checksums
 from ..bundle import Bundle, Manifest, Network
 from ..errors import CheckpointError
 from .components import Checkpoint
@@ -57,7 +57,7 @@ def require_same(networks: Mapping[str, Network], folder: Path, other: Bundle) -
     """Raises CheckpointError unless the new graphs are the other bundle's, byte for byte."""
     theirs = other.manifest
     for name, network in networks.items():
-        if bundle.sha256(folder / network.file) != theirs.files[theirs.networks[name].file]:
+        if checksums.sha256(folder / network.file) != theirs.files[theirs.networks[name].file]:
             raise CheckpointError(
                 f"the checkpoint's {name} is not of the architecture, layout and precision of "
                 f"bundle {theirs.name}'s: export it without --graph-from"

@@ -15,16 +15,14 @@ does not read: that alone tells the forms of a network apart, never the family.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from . import external_data, networks
+from . import checksums, external_data, networks
 from .errors import BundleError
 from .records import parsed
 from .schedules import NoiseSchedule
@@ -221,10 +219,13 @@ class Bundle:
         return self.path / self.manifest.networks[name].file
 
 
-def load(folder: Path) -> Bundle:
-    """The bundle in a folder, all of it checked. Raises BundleError."""
+def load(folder: Path, memory: Path | None = None) -> Bundle:
+    """The bundle in a folder, all of it checked. Raises BundleError.
+
+    memory: where digests of large files are kept (`checksums`), which are then not read again
+    """
     manifest = parse(folder / MANIFEST)
-    check_files(folder, manifest)
+    check_files(folder, manifest, memory)
     _check_graphs(folder, manifest)
     return Bundle(folder, manifest)
 
@@ -256,7 +257,7 @@ def write(folder: Path, manifest: Manifest) -> None:
     (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 
-def check_files(folder: Path, manifest: Manifest) -> None:
+def check_files(folder: Path, manifest: Manifest, memory: Path | None = None) -> None:
     """Raises BundleError unless every file is there, inside the folder, with its sha256."""
     for name in manifest.files:
         file = folder / name
@@ -264,8 +265,9 @@ def check_files(folder: Path, manifest: Manifest) -> None:
             raise BundleError(f"bundle {folder} lacks {name}: export or download it again")
         if not file.resolve().is_relative_to(folder.resolve()):
             raise BundleError(f"{name} of bundle {folder} leads out of its folder: do not use it")
-    for name, found in _hashed([folder / name for name in manifest.files], manifest.files):
-        if found != manifest.files[name]:
+    found = checksums.digests((folder / name for name in manifest.files), memory)
+    for name, digest in zip(manifest.files, found, strict=True):
+        if digest != manifest.files[name]:
             raise BundleError(
                 f"{name} of bundle {folder} is damaged or altered (its checksum differs from "
                 f"{MANIFEST}'s): export or download it again"
@@ -288,12 +290,6 @@ def _check_graphs(folder: Path, manifest: Manifest) -> None:
                 f"{file} of bundle {folder} reads {odd[0]!r}, which is not among its weights: do "
                 "not use it"
             )
-
-
-def sha256(file: Path) -> str:
-    """The file's digest in hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _check(manifest: Manifest) -> None:
@@ -342,9 +338,5 @@ def _wrong_files(manifest: Manifest) -> Iterator[str]:
 def digests(folder: Path) -> dict[str, str]:
     """The sha256 of every file of a folder but its manifest, by relative path."""
     files = [f for f in sorted(folder.rglob("*")) if f.is_file() and f.name != MANIFEST]
-    return dict(_hashed(files, [f.relative_to(folder).as_posix() for f in files]))
-
-
-def _hashed(files: Iterable[Path], names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    with ThreadPoolExecutor() as pool:  # hashing leaves Python's lock
-        yield from zip(names, pool.map(sha256, files), strict=True)
+    names = [f.relative_to(folder).as_posix() for f in files]
+    return dict(zip(names, checksums.digests(files), strict=True))

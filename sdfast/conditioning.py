@@ -73,13 +73,13 @@ class TextEncoder:
         self._length = length
         self._tokens = Tensor.empty((1, length), "i32")
         self.outputs = {n: spec.empty(1, length) for n, spec in engine.outputs.items()}
-        engine.bind({"tokens": self._tokens, **self.outputs})
 
     def encode(self, name: str, text: str) -> None:
         """Fills `outputs`; `name` is what the text is called when it is too long."""
         words = memoryview(self._tokens).cast("B").cast("i")
         for k, word in enumerate(tokens(self._tokenizer, name, text, self._length)):
             words[k] = word
+        self._engine.bind({"tokens": self._tokens, **self.outputs})
         self._engine.run()
 
     def close(self) -> None:
@@ -169,6 +169,7 @@ class Conditions:
                     target[start : start + half] = source
 
     def close(self) -> None:
+        """Frees the engines' memory; what was read stays, and they open again for what is next."""
         for encoder in self._encoders:
             encoder.close()
         if self._projection is not None:

@@ -9,10 +9,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from . import __version__, backends, store
-from .backends.onnxruntime import cores
-
-_FEATURES = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "asimd")
+from . import __version__, backends, cpu, store
 
 
 def examine() -> dict[str, dict[str, str]]:
@@ -31,17 +28,10 @@ def examine() -> dict[str, dict[str, str]]:
 
 
 def _cpu() -> dict[str, str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    pairs = (line.split(":", 1) for line in reversed(lines) if ":" in line)
-    fields = {name.strip(): value.strip() for name, value in pairs}  # the first core's
-    flags = set(fields.get("flags", fields.get("Features", "")).split())
     return {
-        "model": fields.get("model name", platform.processor() or platform.machine()),
-        "cores": str(cores()),
-        "features": ", ".join(f for f in _FEATURES if f in flags) or "not known",
+        "model": cpu.model(),
+        "cores": str(cpu.cores()),
+        "features": ", ".join(cpu.features()) or "not known",
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
@@ -12,8 +12,8 @@ from typing import Any
 
 from PIL import Image
 
-from . import images, noise, program, samplers, store
-from .backends import Engine, choose, open_engine
+from . import backends, compiled, images, noise, program, samplers, store
+from .backends import Engine
 from .bundle import Bundle, noise_schedule
 from .conditioning import Conditions, TextEncoder, load_tokenizer
 from .devices.cpu import Denoiser, HostRun, Loop, Network, Progress, Projected, TimeTable, start
@@ -55,19 +55,35 @@ _ALIASES = {
 
 
 def load(
-    bundle: str | Path = "demo", backend: str = "auto", device: str = "auto", threads: int = 0
+    bundle: str | Path = "demo",
+    backend: str = "auto",
+    device: str = "auto",
+    threads: int = 0,
+    *,
+    precision: str = "auto",
+    throughput: bool = False,
+    low_memory: bool = False,
 ) -> Pipeline:
     """Opens a bundle by name or path.
 
     backend: "auto" or one that `sdfast doctor` lists; device: "auto" or "cpu"
     threads: of the CPU, 0 for one on each core
+    precision: that networks compute in: "auto" is the fastest that the backend has here, or "fp32"
+        or "bf16"
+    throughput: the rows of a batch are computed side by side, one on each core, where the backend
+        can
+    low_memory: each network is opened when it is needed and closed after
     Raises BundleError or BackendUnavailable.
     """
     if device not in ("auto", "cpu"):
         raise BackendUnavailable(f"device {device!r} is unknown; use auto or cpu")
     if not 0 <= threads <= 1024:
         raise InvalidRequest(f"threads is {threads}; it must be from 0 (one a core) to 1024")
-    return Pipeline(store.load(bundle), backend, threads)
+    chosen = backends.choose(backend)
+    found = backends.precision(chosen, precision)
+    keep = partial(compiled.entry, store.home())
+    options = backends.Options(threads, found, throughput, low_memory, keep)
+    return Pipeline(store.load(bundle), chosen, options)
 
 
 @dataclass(frozen=True)
@@ -88,14 +104,21 @@ class Pipeline:
     One request at a time: a Pipeline is not for several threads.
     """
 
-    def __init__(self, bundle: Bundle, backend: str, threads: int) -> None:
+    def __init__(self, bundle: Bundle, backend: str, options: backends.Options) -> None:
         self.bundle = bundle
-        self.backend = choose(backend)
-        self._threads = threads
+        self.backend = backend
+        self.precision = options.precision
+        self._options = options
         self._plans: dict[tuple[object, ...], _Plan] = {}
 
     def _open(self, network: str) -> Engine:
-        return open_engine(self.bundle.network(network), self.backend, self._threads)
+        """The network's engine, kept compiled under the digests of all that it is made of."""
+        manifest, options = self.bundle.manifest, self._options
+        if (keep := options.keep) is not None:
+            read = (manifest.networks[network].file, *manifest.networks[network].weights)
+            made_of = {name: manifest.files[name] for name in read}
+            options = replace(options, keep=lambda key, build: keep({**made_of, **key}, build))
+        return backends.open_engine(self.bundle.network(network), self.backend, options)
 
     def _inputs(self, *names: str) -> dict[str, TensorSpec]:
         """What those of the networks read that the bundle has."""
@@ -177,27 +200,32 @@ class Pipeline:
         rows = 1 if guidance.scale == 1 else 2
         self._conditions.read(request.prompt, request.negative_prompt if rows == 2 else None)
         self._conditions.tell(request.width, request.height, request.guidance)
+        self._spare(self._conditions)
         encoded = perf_counter()
-        seconds = {"text_encoder": encoded - started, "unet": 0.0, "vae_decoder": 0.0}
-        pictures: list[Image.Image] = []
+        seconds = {"text_encoder": encoded - started}
         # A sampler that depends on data takes each image at its own pace.
         size = BATCH if samplers.get(request.sampler).static else 1
         batches = [request.seeds[k : k + size] for k in range(0, request.count, size)]
         progress = _progress(callback, len(batches))
         conditioned: _Plan | None = None
+        denoised: list[tuple[Tensor, Tensor]] = []
         for seeds in batches:
-            begun = perf_counter()
             plan = self._plan(request, len(seeds), rows)
             if plan is not conditioned:  # all batches share one, but for a smaller last batch
                 self._condition(plan, len(seeds), rows)
                 conditioned = plan
             _denoise(plan, request, guidance, seeds, progress)
-            denoised = perf_counter()
-            self._decoder.bind({"latent": plan.loop.result, "image": plan.pixels})
+            last = len(denoised) + 1 == len(batches)  # the next one writes to the same memory
+            denoised.append((plan.loop.result if last else _copy(plan.loop.result), plan.pixels))
+        self._spare(self._unet, self._time_projection)
+        seconds["unet"] = perf_counter() - encoded
+        pictures: list[Image.Image] = []
+        for latent, pixels in denoised:
+            self._decoder.bind({"latent": latent, "image": pixels})
             self._decoder.run()
-            seconds["unet"] += denoised - begun
-            seconds["vae_decoder"] += perf_counter() - denoised
-            pictures += images.from_pixels(plan.pixels)
+            pictures += images.from_pixels(pixels)
+        self._spare(self._decoder)
+        seconds["vae_decoder"] = perf_counter() - encoded - seconds["unet"]
         seconds["total"] = perf_counter() - started
         full = request.as_request()
         return Result(tuple(pictures), request.seeds, seconds, full)
@@ -269,6 +297,12 @@ class Pipeline:
             for name, spec in specs.items()
         }
 
+    def _spare(self, *engines: Engine | Conditions | None) -> None:
+        """Closes engines that the request does not need any more, where memory is to be spared."""
+        for engine in engines if self._options.low_memory else ():
+            if engine is not None:
+                engine.close()
+
     def close(self) -> None:
         """Frees the engines and buffers; the pipeline opens them again when it is next called."""
         for name in ("_conditions", "_time_projection", "_unet", "_decoder"):
@@ -287,6 +321,12 @@ def _denoise(
     first, draw = noise.streams(plan.noise, request.rng, seeds)
     start(plan.loop.x, request.sigmas[0], first)
     plan.loop.run(guidance, draw, progress)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    copied = Tensor.empty(tensor.shape, tensor.dtype)
+    memoryview(copied).cast("B")[:] = memoryview(tensor).cast("B")
+    return copied
 
 
 def _traced(request: Resolved) -> Program:

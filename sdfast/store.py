@@ -59,8 +59,9 @@ def find(name_or_path: str | Path) -> Path:
 
 
 def load(name_or_path: str | Path) -> Bundle:
-    """The bundle given by name or path, all of it checked. Raises BundleError."""
-    return bundle.load(find(name_or_path))
+    """The bundle given by name or path, all of it checked; large files that were once are not read
+    again. Raises BundleError."""
+    return bundle.load(find(name_or_path), home() / "checksums.json")
 
 
 def write_atomically(file: Path, data: bytes) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from sdfast import bundle, external_data, store
+from sdfast import bundle, checksums, external_data, store
 from sdfast.errors import BundleError
 
 
@@ -126,7 +126,7 @@ def load_with(copied: Path, graph: bytes) -> None:
     file = copied / "time_projection.onnx"
     file.write_bytes(graph)
     manifest = json.loads((copied / "bundle.json").read_text())
-    manifest["files"][file.name] = bundle.sha256(file)
+    manifest["files"][file.name] = checksums.sha256(file)
     (copied / "bundle.json").write_text(json.dumps(manifest))
     bundle.load(copied)
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..errors import BundleError, EngineError
+from .. import cpu, external_data
+from ..errors import BackendUnavailable, BundleError, EngineError
 from ..tensors import Tensor, TensorSpec
+from . import Options, first_line
 
 # ONNX's element types (TensorProto.DataType), and the names that ONNX Runtime gives them.
 _ELEMENTS = {"f32": 1, "u8": 2, "i32": 6, "i64": 7, "f16": 10}
@@ -21,6 +22,8 @@ _NAMES = {
     "tensor(float16)": "f16",
 }
 _ERRORS_ONLY = 3
+_OPTIMIZED, _WEIGHTS = "network.onnx", "network.weights"
+_WORTH_KEEPING = 64 << 20  # bytes of weights; smaller networks are optimized in milliseconds
 
 
 def reason_unusable() -> str | None:
@@ -32,9 +35,18 @@ def reason_unusable() -> str | None:
     return None
 
 
-def open(file: Path, threads: int = 0) -> OnnxRuntimeEngine:  # noqa: A001
-    """The network in `file`, compiled. threads: 0 for one on each core."""
-    return OnnxRuntimeEngine(file, threads)
+def precision(asked: str) -> str:
+    """Always "fp32". Raises BackendUnavailable for another."""
+    if asked == "bf16":
+        raise BackendUnavailable(
+            "ONNX Runtime computes in float32 on a CPU: use --precision fp32, or --backend openvino"
+        )
+    return "fp32"
+
+
+def open(file: Path, options: Options) -> OnnxRuntimeEngine:  # noqa: A001
+    """The network in `file`, compiled."""
+    return OnnxRuntimeEngine(file, options)
 
 
 class OnnxRuntimeEngine:
@@ -42,31 +54,26 @@ class OnnxRuntimeEngine:
 
     capturable = False
 
-    def __init__(self, file: Path, threads: int = 0) -> None:
-        runtime: Any = import_module("onnxruntime")
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = threads or cores()
-        options.inter_op_num_threads = 1
-        options.log_severity_level = _ERRORS_ONLY
-        # Each session has threads of its own, which wait for work by spinning. Those of one network
-        # would go on doing so on the cores that the next network needs: a third of a picture's time
-        # on 2 cores (benchmarks/results/spinning.json).
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        try:
-            self._session: Any = runtime.InferenceSession(
-                str(file), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # its exceptions share no base of their own
-            raise BundleError(
-                f"{file} cannot be run ({_first_line(error)}): export the bundle again"
-            ) from error
+    def __init__(self, file: Path, options: Options) -> None:
+        precision(options.precision)
+        self._file, self._options = file, options
+        self._session = self._open()
         self.inputs = _specs(self._session.get_inputs())
         self.outputs = _specs(self._session.get_outputs())
-        self._file = file
         self._binding: Any = None
         self._bound: Mapping[str, Tensor] = {}
 
+    def _open(self) -> Any:
+        try:
+            return _opened(self._file, self._options)
+        except Exception as error:  # its exceptions share no base of their own
+            raise BundleError(
+                f"{self._file} cannot be run ({first_line(error)}): export the bundle again"
+            ) from error
+
     def bind(self, tensors: Mapping[str, Tensor]) -> None:
+        if self._session is None:  # it was closed
+            self._session = self._open()
         binding = self._session.io_binding()
         for name, spec in {**self.inputs, **self.outputs}.items():
             tensor = tensors[name]
@@ -86,7 +93,7 @@ class OnnxRuntimeEngine:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # its exceptions share no base of their own
             raise EngineError(
-                f"{self._file.name} failed ({_first_line(error)}): a smaller picture or fewer "
+                f"{self._file.name} failed ({first_line(error)}): a smaller picture or fewer "
                 "images need less memory"
             ) from error
 
@@ -95,14 +102,58 @@ class OnnxRuntimeEngine:
         self._bound = {}
 
 
-def cores() -> int:
-    """The CPU's cores that this process may use."""
-    allowed = getattr(os, "sched_getaffinity", None)
-    return len(allowed(0)) if allowed else os.cpu_count() or 1
+def _opened(file: Path, options: Options) -> Any:
+    """A session on the network as optimized for this CPU, from the store where it is large.
+
+    What is kept has every weight in the order that the kernels read it in, in a file that is
+    mapped: it is opened in a quarter of the time, and processes share one copy of it in memory.
+    """
+    weights = [file.parent / name for name in external_data.locations(file.read_bytes())]
+    if options.keep is None or sum(w.stat().st_size for w in weights) < _WORTH_KEEPING:
+        return _session(file, _settings(options))
+
+    def build(folder: Path) -> None:
+        settings = _settings(options)
+        settings.optimized_model_filepath = str(folder / _OPTIMIZED)
+        for name, value in (
+            ("session.optimized_model_external_initializers_file_name", _WEIGHTS),
+            ("session.optimized_model_external_initializers_min_size_in_bytes", "1024"),
+            ("session.save_external_prepacked_constant_initializers", "1"),
+        ):
+            settings.add_session_config_entry(name, value)
+        _session(file, settings)
+
+    runtime = import_module("onnxruntime")
+    key = {
+        "backend": "onnxruntime",
+        "version": runtime.__version__,
+        "device": f"{cpu.model()}, {', '.join(cpu.features())}",
+    }
+    folder = options.keep(key, build)
+    settings = _settings(options)
+    if folder is None:
+        return _session(file, settings)
+    settings.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return _session(folder / _OPTIMIZED, settings)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+def _settings(options: Options) -> Any:
+    settings: Any = import_module("onnxruntime").SessionOptions()
+    settings.intra_op_num_threads = options.threads or cpu.cores()
+    settings.inter_op_num_threads = 1
+    settings.log_severity_level = _ERRORS_ONLY
+    # The arena keeps what the largest run needed; without it memory goes back after each.
+    settings.enable_cpu_mem_arena = not options.low_memory
+    # Each session has threads of its own, which wait for work by spinning. Those of one network
+    # would go on doing so on the cores that the next network, or another process, needs: a third
+    # of a picture's time on 2 cores (benchmarks/results/spinning.json).
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
+    return settings
+
+
+def _session(file: Path, settings: Any) -> Any:
+    providers = ["CPUExecutionProvider"]
+    return import_module("onnxruntime").InferenceSession(str(file), settings, providers=providers)
 
 
 def _specs(nodes: Any) -> dict[str, TensorSpec]:

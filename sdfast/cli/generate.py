@@ -78,7 +78,10 @@ if TYPE_CHECKING:
 )
 @click.option("--format", "form", default=None, help="png, jpeg or webp. [by --out, else png]")
 @click.option("--backend", default="auto", show_default=True, help="See `sdfast doctor`.")
+@click.option("--precision", default="auto", show_default=True, help="fp32 or bf16: to compute in.")
 @click.option("--threads", type=int, default=0, help="Of the CPU. [one on each core]")
+@click.option("--throughput", is_flag=True, help="Rows side by side, one on each core.")
+@click.option("--low-memory", is_flag=True, help="Hold one network at a time.")
 @click.option("--rng", help="philox (PyTorch on CUDA) or torch (PyTorch on a CPU). [philox]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each picture.")
 def generate(
@@ -89,7 +92,10 @@ def generate(
     out: Path,
     form: str | None,
     backend: str,
+    precision: str,
     threads: int,
+    throughput: bool,
+    low_memory: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -114,12 +120,19 @@ def generate(
     _check_out(out, several)
     from ..pipeline import load
 
-    pipe = load(bundle or "demo", backend=backend, threads=threads)
+    pipe = load(
+        bundle or "demo",
+        backend=backend,
+        threads=threads,
+        precision=precision,
+        throughput=throughput,
+        low_memory=low_memory,
+    )
     for number, request in enumerate(requests):
         with _progress_bar(as_json, number, len(requests)) as callback:
             result = pipe(request, callback=callback)
         files = _write(result, pipe, out, form)
-        _report(result, files, as_json)
+        _report(result, pipe, files, as_json)
 
 
 def _numbers(option: click.Parameter, text: str | None) -> tuple[float, ...] | None:
@@ -239,12 +252,14 @@ def _free_name(folder: Path, prompt: str, seed: int, form: str) -> Path:
     return next(folder / name for name in candidates if not (folder / name).exists())
 
 
-def _report(result: Result, files: list[Path], as_json: bool) -> None:
+def _report(result: Result, pipe: Pipeline, files: list[Path], as_json: bool) -> None:
     if as_json:
         for file, seed in zip(files, result.seeds, strict=True):
             line = {
                 "file": str(file),
                 "seed": seed,
+                "backend": pipe.backend,
+                "precision": pipe.precision,
                 "request": result.request.to_dict(),
                 "seconds": dict(result.timings),
             }
@@ -253,7 +268,7 @@ def _report(result: Result, files: list[Path], as_json: bool) -> None:
     for file in files:
         click.echo(file)
     stages = " · ".join(f"{name} {seconds:.2f} s" for name, seconds in result.timings.items())
-    click.echo(stages, err=True)
+    click.echo(f"{stages} ({pipe.backend}, {pipe.precision})", err=True)
 
 
 @contextmanager

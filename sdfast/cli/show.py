@@ -25,8 +25,9 @@ def info(bundle: str, graph: bool, as_json: bool) -> None:
     from dataclasses import asdict
 
     from .. import store
+    from ..bundle import load
 
-    found = store.load(bundle)
+    found = load(store.find(bundle))  # every byte of it read
     manifest = found.manifest
     if as_json:
         click.echo(json.dumps(asdict(manifest), indent=2, ensure_ascii=False))

@@ -3,122 +3,39 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 
-from sdfast import backends, store
-from sdfast.errors import BackendUnavailable, BundleError, EngineError
-from sdfast.tensors import Tensor, TensorSpec
+from sdfast import backends, compiled
+from sdfast.backends import Options, onnxruntime
+from sdfast.errors import BackendUnavailable
 
-DEMO = store.load("demo")
-
-
-def tensors(rows: int, side: int, seed: int = 0) -> dict[str, Tensor]:
-    rng = np.random.default_rng(seed)
-    unet = DEMO.manifest.networks["unet"]
-    times, keys_values = (unet.inputs[name].shape[-1] for name in ("time", "keys_values"))
-    arrays = {
-        "latent": rng.standard_normal((rows, 4, side, side), np.float32),
-        "time": rng.standard_normal((rows, times), np.float32),
-        "keys_values": rng.standard_normal((rows, 77, keys_values), np.float32),
-        "noise": np.full((rows, 4, side, side), np.nan, np.float32),
-    }
-    return {name: Tensor.from_dlpack(array) for name, array in arrays.items()}
+from .test_engines import DEMO, tensors
 
 
-def test_tensors_are_those_of_the_manifest() -> None:
-    for name, network in DEMO.manifest.networks.items():
-        engine = backends.open_engine(DEMO.network(name))
-        assert dict(engine.inputs) == network.inputs
-        assert dict(engine.outputs) == network.outputs
-        engine.close()
-    unet = DEMO.manifest.networks["unet"]
-    assert unet.inputs["latent"] == TensorSpec("f32", (None, 4, None, None))
-
-
-def test_results_land_in_the_bound_memory_at_every_shape() -> None:
-    engine = backends.open_engine(DEMO.network("unet"))
-    for rows, side in [(2, 16), (1, 8), (3, 24), (2, 16)]:
-        bound = tensors(rows, side)
+def test_a_large_network_is_opened_from_the_store_as_it_was_optimized(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "_WORTH_KEEPING", 1)
+    options = Options(keep=lambda key, build: compiled.entry(tmp_path, key, build))
+    found = []
+    for kept in (Options(), options, options):
+        engine = backends.open_engine(DEMO.network("unet"), "onnxruntime", kept)
+        bound = tensors(2, 16)
         engine.bind(bound)
         engine.run()
-        assert np.isfinite(np.asarray(bound["noise"])).all()
+        found.append(np.array(bound["noise"]))
+    (folder,) = (f for f in (tmp_path / "engines").iterdir() if f.is_dir())
+    assert {f.name for f in folder.iterdir()} == {"entry.json", "network.onnx", "network.weights"}
+    assert (found[0] == found[1]).all()
+    assert (found[1] == found[2]).all()
 
 
-def test_a_row_does_not_depend_on_its_neighbours() -> None:
-    engine = backends.open_engine(DEMO.network("unet"))
-    pair = tensors(2, 16)
-    engine.bind(pair)
-    engine.run()
-    for row in range(2):
-        single = {
-            name: Tensor.from_dlpack(np.array(tensor)[row : row + 1])
-            for name, tensor in pair.items()
-        }
-        engine.bind(single)
-        engine.run()
-        both = np.asarray(pair["noise"])[row]
-        # Matrix products of another height may sum in another order.
-        assert np.abs(np.asarray(single["noise"])[0] - both).max() < 1e-4
+def test_small_networks_are_not_kept(tmp_path: Path) -> None:
+    keep = Options(keep=lambda key, build: compiled.entry(tmp_path, key, build))
+    backends.open_engine(DEMO.network("unet"), "onnxruntime", keep)
+    assert not list(tmp_path.iterdir())
 
 
-def test_binding_sees_later_changes_of_its_memory() -> None:
-    engine = backends.open_engine(DEMO.network("unet"))
-    bound = tensors(1, 8)
-    engine.bind(bound)
-    engine.run()
-    before = np.array(bound["noise"])
-    np.asarray(bound["latent"])[:] *= -1
-    engine.run()
-    assert not np.allclose(before, np.asarray(bound["noise"]))
-
-
-def test_a_tensor_of_another_type_is_refused() -> None:
-    engine = backends.open_engine(DEMO.network("unet"))
-    bound = tensors(1, 8) | {"time": Tensor.empty((1, 704), "i64")}
-    with pytest.raises(ValueError, match="time is i64"):
-        engine.bind(bound)
-
-
-def test_a_run_that_fails_says_what_to_do() -> None:
-    engine = backends.open_engine(DEMO.network("unet"))
-    engine.bind(tensors(1, 8) | {"noise": Tensor.empty((1, 4, 16, 8), "f32")})
-    with pytest.raises(EngineError, match=r"unet\.onnx failed .*: a smaller picture"):
-        engine.run()
-
-
-def test_a_file_that_is_no_network_is_named(tmp_path: Path) -> None:
-    file = tmp_path / "broken.onnx"
-    file.write_bytes(b"\x08\x09not a graph")
-    with pytest.raises(BundleError, match=r"broken\.onnx cannot be run"):
-        backends.open_engine(file)
-    with pytest.raises(BundleError, match=r"missing\.onnx cannot be run"):
-        backends.open_engine(tmp_path / "missing.onnx")
-
-
-def test_weights_outside_the_bundle_are_not_read(tmp_path: Path) -> None:
-    folder = tmp_path / "bundle"
-    folder.mkdir()
-    (tmp_path / "secret.bin").write_bytes(bytes(400))
-    weight = onnx.TensorProto(
-        name="w", dims=[100], data_type=1, data_location=onnx.TensorProto.EXTERNAL
-    )
-    for key, value in (("location", "../secret.bin"), ("length", "400")):
-        weight.external_data.add(key=key, value=value)
-    output = onnx.helper.make_tensor_value_info("y", 1, [100])
-    node = onnx.helper.make_node("Identity", ["w"], ["y"])
-    graph = onnx.helper.make_graph([node], "g", [], [output], [weight])
-    opset = [onnx.helper.make_opsetid("", 23)]
-    model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=11)
-    (folder / "net.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(BundleError, match=r"net\.onnx cannot be run.*(outside|escape)"):
-        backends.open_engine(folder / "net.onnx")
-
-
-def test_an_unknown_backend_lists_the_known() -> None:
-    with pytest.raises(BackendUnavailable, match=r"did you mean 'onnxruntime'.*auto, onnxruntime"):
-        backends.open_engine(DEMO.network("unet"), "onnxruntim")
-
-
-def test_usable_says_so() -> None:
-    assert backends.usable() == {"onnxruntime": None}
+def test_bfloat16_is_refused_with_the_way_out() -> None:
+    with pytest.raises(BackendUnavailable, match="--backend openvino"):
+        backends.precision("onnxruntime", "bf16")
