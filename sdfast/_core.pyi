@@ -8,6 +8,9 @@ class Tensor:
     def empty(shape: Sequence[int], dtype: str, device: str = "cpu") -> Tensor:
         """Uninitialised memory, 64-byte aligned. dtype: f32, f16, i32, i64 or u8."""
     @staticmethod
+    def zeros(shape: Sequence[int], dtype: str) -> Tensor:
+        """As `empty`, every byte 0."""
+    @staticmethod
     def from_dlpack(array: Any) -> Tensor:
         """The memory of a C-contiguous CPU array of another library, shared, not copied."""
     def rows(self, start: int, stop: int) -> Tensor:
@@ -68,3 +71,21 @@ def guide(
 
 def combine(out: Tensor, coefficients: Sequence[float], sources: Sequence[Tensor]) -> None:
     """out = Σ cᵢ · sourceᵢ in one pass over memory; out may be one of the sources."""
+
+def cut_tile(tile: Tensor, whole: Tensor, top: int, left: int) -> None:
+    """tile = the part of whole that begins at row top and column left. Both u8 [B, H, W, C] or
+    f32 [B, C, h, w]; so is the tile below."""
+
+def add_tile(
+    total: Tensor,
+    tile: Tensor,
+    top: int,
+    left: int,
+    rows: Sequence[float],
+    columns: Sequence[float],
+) -> None:
+    """total, f32 with the tile's axes, from row top and column left on, += rowsᵧ · columnsₓ · tile:
+    one weight for each row and each column of the tile. Exact for u8 and weights k / 256."""
+
+def write_sum(out: Tensor, total: Tensor) -> None:
+    """out = total; clamped and rounded, halves up, where out is u8."""

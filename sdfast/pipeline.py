@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from . import backends, compiled, images, noise, program, samplers, store
+from . import backends, compiled, images, noise, program, samplers, store, tiling
 from .backends import Engine
 from .bundle import Bundle, noise_schedule
 from .conditioning import Conditions, TextEncoder, load_tokenizer
@@ -20,7 +20,7 @@ from .devices.cpu import Denoiser, HostRun, Loop, Network, Progress, Projected, 
 from .errors import BackendUnavailable, Cancelled, InvalidRequest
 from .guidance import Guidance
 from .program import Eval, Program
-from .request import Request, Resolved, resolve
+from .request import Request, Resolved, check_side, resolve
 from .tensors import Tensor, TensorSpec
 
 BATCH = 4  # images that share a call of the network; more gain nothing on a CPU
@@ -63,6 +63,7 @@ def load(
     precision: str = "auto",
     throughput: bool = False,
     low_memory: bool = False,
+    tile: int | None = None,
 ) -> Pipeline:
     """Opens a bundle by name or path.
 
@@ -73,7 +74,9 @@ def load(
     throughput: the rows of a batch are computed side by side, one on each core, where the backend
         can
     low_memory: each network is opened when it is needed and closed after
-    Raises BundleError or BackendUnavailable.
+    tile: pixels a side of the parts that pictures are decoded in, a size of the bundle's; smaller
+        ones need less memory. None: pictures above 1024×1024 pixels are cut up
+    Raises BundleError, BackendUnavailable or InvalidRequest.
     """
     if device not in ("auto", "cpu"):
         raise BackendUnavailable(f"device {device!r} is unknown; use auto or cpu")
@@ -83,7 +86,7 @@ def load(
     found = backends.precision(chosen, precision)
     keep = partial(compiled.entry, store.home())
     options = backends.Options(threads, found, throughput, low_memory, keep)
-    return Pipeline(store.load(bundle), chosen, options)
+    return Pipeline(store.load(bundle), chosen, options, tile)
 
 
 @dataclass(frozen=True)
@@ -104,11 +107,14 @@ class Pipeline:
     One request at a time: a Pipeline is not for several threads.
     """
 
-    def __init__(self, bundle: Bundle, backend: str, options: backends.Options) -> None:
+    def __init__(
+        self, bundle: Bundle, backend: str, options: backends.Options, tile: int | None = None
+    ) -> None:
         self.bundle = bundle
         self.backend = backend
         self.precision = options.precision
         self._options = options
+        self._tile = None if tile is None else check_side("tile", tile, bundle.sizes)
         self._plans: dict[tuple[object, ...], _Plan] = {}
 
     def _open(self, network: str) -> Engine:
@@ -197,6 +203,7 @@ class Pipeline:
     def _draw(self, request: Resolved, callback: Callback | None) -> Result:
         started = perf_counter()
         guidance = self._guidance(request)
+        tiles = tiling.grid(request.height, request.width, self._tile, self.bundle.sizes)
         rows = 1 if guidance.scale == 1 else 2
         self._conditions.read(request.prompt, request.negative_prompt if rows == 2 else None)
         self._conditions.tell(request.width, request.height, request.guidance)
@@ -221,8 +228,7 @@ class Pipeline:
         seconds["unet"] = perf_counter() - encoded
         pictures: list[Image.Image] = []
         for latent, pixels in denoised:
-            self._decoder.bind({"latent": latent, "image": pixels})
-            self._decoder.run()
+            tiling.run(self._decoder, {"latent": latent, "image": pixels}, tiles)
             pictures += images.from_pixels(pixels)
         self._spare(self._decoder)
         seconds["vae_decoder"] = perf_counter() - encoded - seconds["unet"]

@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from . import noise, samplers, schedules
-from .bundle import Bundle, noise_schedule
+from .bundle import Bundle, Sizes, noise_schedule
 from .errors import InvalidRequest, nearest
 from .schedules import NoiseSchedule
 
@@ -172,8 +172,8 @@ def resolve(request: Request, bundle: Bundle) -> Resolved:
         guidance_rescale=_number("guidance_rescale", given.guidance_rescale, 0, 1),
         guidance_interval=_interval("guidance_interval", given.guidance_interval),
         seed=_integer("seed", given.seed, 0, MAX_SEED),
-        width=_side("width", given.width, sizes.minimum, sizes.maximum, sizes.multiple),
-        height=_side("height", given.height, sizes.minimum, sizes.maximum, sizes.multiple),
+        width=check_side("width", given.width, sizes),
+        height=check_side("height", given.height, sizes),
         count=_integer("count", given.count, 1, MAX_COUNT),
         rng=given.rng,
     )
@@ -269,7 +269,9 @@ def _interval(name: str, value: object) -> tuple[float, float] | None:
     return low, high
 
 
-def _side(name: str, value: object, low: int, high: int, multiple: int) -> int:
+def check_side(name: str, value: object, sizes: Sizes) -> int:
+    """A side of a picture in pixels, as the bundle draws them. Raises InvalidRequest."""
+    low, high, multiple = sizes.minimum, sizes.maximum, sizes.multiple
     side = _integer(name, value, low, high)
     if side % multiple:
         below, above = side // multiple * multiple, -(-side // multiple) * multiple

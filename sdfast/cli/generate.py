@@ -82,6 +82,9 @@ if TYPE_CHECKING:
 @click.option("--threads", type=int, default=0, help="Of the CPU. [one on each core]")
 @click.option("--throughput", is_flag=True, help="Rows side by side, one on each core.")
 @click.option("--low-memory", is_flag=True, help="Hold one network at a time.")
+@click.option(
+    "--tile", type=int, help="Decode in parts of as many pixels a side. [above 1024×1024]"
+)
 @click.option("--rng", help="philox (PyTorch on CUDA) or torch (PyTorch on a CPU). [philox]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each picture.")
 def generate(
@@ -96,6 +99,7 @@ def generate(
     threads: int,
     throughput: bool,
     low_memory: bool,
+    tile: int | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -127,6 +131,7 @@ def generate(
         precision=precision,
         throughput=throughput,
         low_memory=low_memory,
+        tile=tile,
     )
     for number, request in enumerate(requests):
         with _progress_bar(as_json, number, len(requests)) as callback:

@@ -6,4 +6,5 @@ NB_MODULE(_core, module) {
     sdfast::bind_tensor(module);
     sdfast::bind_latents(module);
     sdfast::bind_noise(module);
+    sdfast::bind_blending(module);
 }

@@ -1,6 +1,7 @@
 #include "tensor.h"
 
 #include <cstdlib>
+#include <cstring>
 #include <new>
 #include <stdexcept>
 
@@ -54,6 +55,12 @@ Tensor empty(std::vector<std::int64_t> shape, const std::string& dtype, const st
         return make(std::shared_ptr<void>(data, std::free), data, known.type, std::move(shape));
     }
     throw std::invalid_argument("dtype '" + dtype + "' is unknown; use f32, f16, i32, i64 or u8");
+}
+
+Tensor zeros(std::vector<std::int64_t> shape, const std::string& dtype) {
+    Tensor made = empty(std::move(shape), dtype, "cpu");
+    std::memset(made.data, 0, static_cast<std::size_t>(made.bytes()));
+    return made;
 }
 
 Tensor rows(const Tensor& tensor, std::int64_t start, std::int64_t stop) {
@@ -142,6 +149,7 @@ void bind_tensor(nb::module_& module) {
                        "Contiguous memory on a device: speaks DLPack and the buffer protocol.")
         .def_static("empty", &empty, nb::arg("shape"), nb::arg("dtype"), nb::arg("device") = "cpu",
                     "Uninitialised memory, 64-byte aligned. dtype: f32, f16, i32, i64 or u8.")
+        .def_static("zeros", &zeros, nb::arg("shape"), nb::arg("dtype"), "As empty, every byte 0.")
         .def_static("from_dlpack", &from_dlpack, nb::arg("array").noconvert(),
                     "The memory of a C-contiguous CPU array of another library, shared, not copied.")
         .def("rows", &rows, nb::arg("start"), nb::arg("stop"), "Rows start…stop − 1 along the first axis: the same memory.")

@@ -32,5 +32,6 @@ void apart(const Tensor& a, const Tensor& b, const char* names);
 void bind_tensor(nanobind::module_& module);
 void bind_latents(nanobind::module_& module);
 void bind_noise(nanobind::module_& module);
+void bind_blending(nanobind::module_& module);
 
 }  // namespace sdfast
