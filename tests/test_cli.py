@@ -85,6 +85,15 @@ def test_many_prompts_and_counts_go_into_a_folder_as_json_says(tmp_path: Path) -
     assert all(Path(row["file"]).suffix == ".webp" for row in rows)
 
 
+def test_a_picture_is_decoded_in_tiles_of_the_size_that_is_asked_for(tmp_path: Path) -> None:
+    words = ("generate", PROMPT, "--seed", "1", "--steps", "2", "--out")
+    whole, one, four = (tmp_path / f"{name}.png" for name in ("whole", "one", "four"))
+    for file, more in ((whole, ()), (one, ("--tile", "128")), (four, ("--tile", "96"))):
+        assert sdfast(*words, file, *more).returncode == 0
+    pictures = [Image.open(file).tobytes() for file in (whole, one, four)]
+    assert pictures[0] == pictures[1] != pictures[2]
+
+
 def test_pictures_never_replace_others_in_a_folder(tmp_path: Path) -> None:
     for _ in range(2):
         sdfast("generate", "a red star", "--steps", "1", "--seed", "7", "--out", tmp_path)
@@ -97,6 +106,7 @@ WRONG = {
     "huge prompt": (["generate", "red " * 5000], "has 5000 tokens; the model reads 75"),
     "odd size": (["generate", "x", "--width", "100"], "try 96 or 128"),
     "huge size": (["generate", "x", "--height", "1000000"], "from 64 to"),
+    "odd tile": (["generate", "x", "--tile", "100"], "tile is 100; it must be a multiple of 32"),
     "huge steps": (["generate", "x", "--steps", "100000"], "from 1 to 1000"),
     "NaN": (["generate", "x", "--guidance", "nan"], "from 0 to 100"),
     "rescale beyond 1": (["generate", "x", "--guidance-rescale", "2"], "from 0 to 1"),
