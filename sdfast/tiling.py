@@ -19,7 +19,7 @@ from .bundle import Sizes
 from .tensors import Tensor
 
 WHOLE = 1024  # pixels a side of the largest square that is not cut up unasked
-_OVERLAP = 16  # latents that neighbours share at least: a decoder looks about 8 around itself
+_OVERLAP = 16  # latents that neighbours share at least: 128 pixels, what diffusers' tiles share
 _SHADES = 256  # weights are multiples of its reciprocal, which sums in float32 hold exactly
 
 
