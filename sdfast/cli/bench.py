@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ..errors import BackendUnavailable, InvalidRequest
+from .bench_processes import bench_compare, bench_peers, bench_pipeline, benchmark, listed
 
 
 @click.group()
@@ -17,32 +17,18 @@ def bench() -> None:
     """Measure on this machine."""
 
 
-def _listed(kind: type) -> Any:
-    """Reads a list with commas in between."""
-
-    def read(_: click.Context, parameter: click.Parameter, text: str) -> tuple[Any, ...]:
-        try:
-            return tuple(kind(word.strip()) for word in text.split(",") if word.strip())
-        except ValueError:
-            raise InvalidRequest(
-                f"{parameter.opts[0]} is {text!r}; it must be whole numbers like 5,10,20"
-            ) from None
-
-    return read
-
-
 @bench.command("samplers")
 @click.option("--bundle", default="demo", show_default=True, help="Name or folder of a bundle.")
-@click.option("--samplers", default="all", show_default=True, callback=_listed(str), help="a,b,…")
-@click.option("--schedules", default="", callback=_listed(str), help="all, or a,b,… [the bundle's]")
-@click.option("--steps", default="5,10,20,50", show_default=True, callback=_listed(int))
+@click.option("--samplers", default="all", show_default=True, callback=listed(str), help="a,b,…")
+@click.option("--schedules", default="", callback=listed(str), help="all, or a,b,… [the bundle's]")
+@click.option("--steps", default="5,10,20,50", show_default=True, callback=listed(int))
 @click.option("--prompts", type=int, default=16, show_default=True, help="Pictures each.")
 @click.option("--repeats", type=int, default=3, show_default=True, help="Of batches above 1.")
 @click.option(
     *("--batch", "batches"),
     default="1,4",
     show_default=True,
-    callback=_listed(int),
+    callback=listed(int),
     help="Images a request.",
 )
 @click.option("--backend", default="auto", show_default=True, help="See `sdfast doctor`.")
@@ -57,17 +43,12 @@ def bench_samplers(out: Path, **options: Any) -> None:
     sdfast bench samplers --out results
     sdfast bench samplers --samplers euler,dpmpp_2m --schedules all --steps 10,20 --out results
     """
-    try:
-        from sdfast.benchmarks import samplers as benchmark
-    except ModuleNotFoundError as error:
-        raise BackendUnavailable(
-            f'`sdfast bench` needs {error.name}, which is missing: pip install "sdfast[bench]"'
-        ) from error
     from rich.console import Console
     from rich.progress import Progress
 
+    module = benchmark("samplers")
     command = shlex.join(["sdfast", *sys.argv[1:]])
-    plan = benchmark.plan(benchmark.Options(**options), out, command)
+    plan = module.plan(module.Options(**options), out, command)
     click.echo(
         f"{len(plan.todo)} combinations to measure, {len(plan.results.records)} there already: "
         f"about {plan.seconds / 60:.1f} minutes",
@@ -75,8 +56,12 @@ def bench_samplers(out: Path, **options: Any) -> None:
     )
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("starting", total=plan.seconds)
-        written = benchmark.run(
+        written = module.run(
             plan, lambda seconds, doing: bar.update(task, advance=seconds, description=doing)
         )
     for file in written:
         click.echo(file)
+
+
+for command in (bench_pipeline, bench_peers, bench_compare):
+    bench.add_command(command)
