@@ -22,10 +22,20 @@ from sdfast.request import Request
 from . import report
 from .conditions import conditions, drawn, opened, prompts
 from .measurements import FIRST_START, kept
-from .processes import FIRST_STEPS, Job, Plan, Progress, Task, measure, planned
+from .processes import (
+    FIRST_STEPS,
+    PICTURES,
+    RESULTS,
+    WORK,
+    Job,
+    Plan,
+    Progress,
+    Task,
+    measure,
+    planned,
+)
 from .series import BASE
 
-RESULTS = "results.json"
 SIZE_STEPS = 4  # of a case of resolution: what counts there is the time of one
 SIZES = (0.5, 0.75, 1.5, 2.0)  # of the bundle's own
 STEPS = (0.25, 0.5, 2.0)  # of those asked for
@@ -79,7 +89,7 @@ def plan(options: Options, out: Path, command: str) -> Plan:
 
 def run(plan: Plan, progress: Progress = lambda cost, doing: None) -> tuple[Path, ...]:
     """Measures what is left, and writes the report: the files written. Raises OutputError."""
-    results = measure(plan, plan.out / RESULTS, progress)
+    results = measure(plan, progress)
     return (plan.out / RESULTS, *report.write(results, plan.out))
 
 
@@ -100,8 +110,8 @@ def _tasks(options: Options, bundle: Bundle, out: Path) -> Iterator[Task]:
             count=asked.count,
             runs=1 if round_ == FIRST_START else options.runs,
             checkpoint="",
-            work="",
-            picture=str((out / "pictures" / f"{case.replace(' ', '-')}.png").resolve()),
+            work=str((out / WORK).resolve()),
+            picture=str((out / PICTURES / f"{case.replace(' ', '-')}.png").resolve()),
             options={
                 "load": {"bundle": str(bundle.path.resolve()), **options.load},
                 "request": _own(options.request),

@@ -35,12 +35,10 @@ def scaling(results: Results) -> bytes | None:
             _grown(axes, results, variable, quantity)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        if variable == "pixels":  # the decades are far apart, and other ticks run into each other
-            values = [value for _, value, _ in series(results, variable, quantities[0])]
-            axes.set_xticks(values, [f"{round(value**0.5)}²" for value in values])
-            axes.xaxis.set_minor_locator(NullLocator())
-        else:
-            _decimal(axes.xaxis)
+        values = [value for _, value, _ in series(results, variable, quantities[0])]
+        squares = [f"{round(value**0.5)}²" for value in values]
+        axes.set_xticks(values, squares if variable == "pixels" else [f"{v:g}" for v in values])
+        axes.xaxis.set_minor_locator(NullLocator())
         _decimal(axes.yaxis)
         axes.set_xlabel(label)
         axes.set_ylabel("seconds")

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +23,10 @@ from .measurements import FIRST_START, Record, Results, save
 from .peers.protocol import Job
 
 SCRIPTS = Path(__file__).parent / "peers"
+RESULTS = "results.json"  # in a run's folder, beside
+PICTURES = "pictures"
+WORK = "work"  # what processes make once and keep
+FAILED = "failed"  # begins the reason of a process that did not skip by plan
 FIRST_STEPS = 3  # of a picture whose first step alone is of interest
 
 Event = Mapping[str, Any]
@@ -69,8 +75,7 @@ class Plan:
 def planned(out: Path, results: Results, tasks: Sequence[Task], command: str, date: str) -> Plan:
     """The tasks that the results do not settle; makes the folder. Raises OutputError."""
     try:
-        (out / "work").mkdir(parents=True, exist_ok=True)
-        (out / "pictures").mkdir(exist_ok=True)
+        (out / PICTURES).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(
             f"folder {out} cannot be made ({error.strerror}): choose another --out"
@@ -80,7 +85,7 @@ def planned(out: Path, results: Results, tasks: Sequence[Task], command: str, da
     return Plan(out, replace(results, commands=(*results.commands, *ran)), todo)
 
 
-def measure(plan: Plan, file: Path, progress: Progress = lambda cost, doing: None) -> Results:
+def measure(plan: Plan, progress: Progress = lambda cost, doing: None) -> Results:
     """Runs what is left and writes the results after every process. Raises OutputError."""
     results, done = plan.results, 0.0
     for task in plan.todo:
@@ -91,10 +96,10 @@ def measure(plan: Plan, file: Path, progress: Progress = lambda cost, doing: Non
         def advance(count: int, begun: float = done, share: float = share, d: str = doing) -> None:
             progress(begun + share * count, d)
 
-        record = run(task, plan.out, advance)
+        record = run(task, advance)
         others = [r for r in results.records if (r.case, r.round) != (task.case, task.round)]
         results = replace(results, records=(*others, record))
-        save(results, file)
+        save(results, plan.out / RESULTS)
         done += task.cost
     progress(done, "done")
     return results
@@ -103,7 +108,7 @@ def measure(plan: Plan, file: Path, progress: Progress = lambda cost, doing: Non
 # --- one process ----------------------------------------------------------------------------------
 
 
-def run(task: Task, out: Path, advance: Callable[[int], None] = lambda count: None) -> Record:
+def run(task: Task, advance: Callable[[int], None] = lambda count: None) -> Record:
     """Runs one task. One that fails is a record that says how.
 
     advance: told how many steps are done
@@ -111,11 +116,14 @@ def run(task: Task, out: Path, advance: Callable[[int], None] = lambda count: No
     bare = Record(task.case, task.round, task.settings, {}, task.unusable, {})
     if task.unusable:
         return bare
-    work = (out / "work").resolve()
+    work = Path(task.job.work)
+    if task.round == FIRST_START:
+        shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
-        "SDFAST_HOME": str(work / "store"),  # empty at the first start
+        "SDFAST_HOME": str(work / "store"),
         "TORCHINDUCTOR_CACHE_DIR": str(work / "torchinductor"),
     }
     command = [str(task.python), str(SCRIPTS / task.script), json.dumps(asdict(task.job))]
@@ -131,7 +139,7 @@ def run(task: Task, out: Path, advance: Callable[[int], None] = lambda count: No
                 process.kill()
                 raise
         if process.returncode or not events or events[-1]["event"] != "done":
-            return replace(bare, skipped=f"failed: {_last_line(errors, process.returncode)}")
+            return replace(bare, skipped=f"{FAILED}: {_last_line(errors, process.returncode)}")
     chosen = {k: v for event in events for k, v in event.get("settings", {}).items()}
     versions = {k: v for event in events for k, v in event.get("versions", {}).items()}
     found = {name: values for name, values in quantities(events, spawned, task.job) if values}
@@ -149,6 +157,8 @@ def _events(lines: IO[str], advance: Callable[[int], None]) -> Iterator[Event]:
 
 
 def _last_line(errors: IO[str], code: int) -> str:
+    if code == -signal.SIGKILL:  # Python would have said what else it was
+        return "the system killed it, mostly for want of memory"
     errors.seek(0)
     lines = [line.strip() for line in errors.read().splitlines() if line.strip()]
     return lines[-1][:300] if lines else f"the process ended with {code}"

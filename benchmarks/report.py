@@ -13,6 +13,7 @@ from sdfast.store import write_atomically
 
 from . import plots
 from .measurements import Results, Spread
+from .processes import PICTURES
 from .series import BASE, exponent, series
 
 GIB = 2**30
@@ -205,7 +206,7 @@ def _pictures(results: Results, out: Path) -> dict[str, float]:
     """How far the peers' pictures are from that of diffusers, where both are there."""
     pictures = {}
     for case in results.cases:
-        file = out / "pictures" / f"{case}.png"
+        file = out / PICTURES / f"{case}.png"
         if file.is_file():
             with Image.open(file) as image:
                 pictures[case] = np.asarray(image.convert("RGB"), np.float64)

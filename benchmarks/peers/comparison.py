@@ -27,9 +27,19 @@ from sdfast.request import Request, Resolved
 from .. import report
 from ..conditions import checkpoint_sha256, conditions, drawn, opened, prompts
 from ..measurements import FIRST_START, kept
-from ..processes import FIRST_STEPS, Job, Plan, Progress, Task, measure, planned
+from ..processes import (
+    FIRST_STEPS,
+    PICTURES,
+    RESULTS,
+    WORK,
+    Job,
+    Plan,
+    Progress,
+    Task,
+    measure,
+    planned,
+)
 
-RESULTS = "results.json"
 SDFAST = "sdfast"
 
 
@@ -121,7 +131,7 @@ def plan(options: Options, out: Path, command: str) -> Plan:
 
 def run(plan: Plan, progress: Progress = lambda cost, doing: None) -> tuple[Path, ...]:
     """Measures what is left, and writes the report: the files written. Raises OutputError."""
-    results = measure(plan, plan.out / RESULTS, progress)
+    results = measure(plan, progress)
     return (plan.out / RESULTS, *report.write(results, plan.out))
 
 
@@ -196,8 +206,8 @@ def _tasks(
                 count=1,
                 runs=1 if round_ == FIRST_START else options.runs,
                 checkpoint=str(options.checkpoint.resolve()),
-                work=str((out / "work").resolve()),
-                picture=str((out / "pictures" / f"{peer.name}.png").resolve()),
+                work=str((out / WORK / peer.name).resolve()),
+                picture=str((out / PICTURES / f"{peer.name}.png").resolve()),
                 options=dict(peer.options),
             )
             cost = 0.0 if unusable else float(job.first_steps + job.runs * job.steps)

@@ -193,10 +193,14 @@ def _run(module: Any, options: Any, out: Path) -> None:
     except KeyboardInterrupt:
         click.echo(f"stopped: {out} keeps what is done, the same command goes on", err=True)
         sys.exit(130)
-    for reason in dict.fromkeys(t.unusable for t in plan.todo if t.unusable):
-        click.echo(f"skipped: {reason}", err=True)
     for file in written:
         click.echo(file)
+    records = benchmark("measurements").load(written[0]).records
+    skipped = dict.fromkeys(f"{r.case}: {r.skipped}" for r in records if r.skipped)
+    for reason in skipped:
+        click.echo(reason, err=True)
+    if any(r.skipped and r.skipped.startswith(benchmark("processes").FAILED) for r in records):
+        sys.exit(1)
 
 
 @click.command("compare")
