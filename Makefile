@@ -1,11 +1,12 @@
 # make demo: a picture from a prompt, from nothing but Python 3.11 and a C++ compiler.
 # make test: everything that is checked on a CPU without a network.
+# make bench: the demo model measured, beside what `make peers` installed; bench-sd15: at full size.
 PYTHON ?= python3
 USER_VENV := .venv
 DEV_VENV := .venv-dev
 DEV := $(DEV_VENV)/bin
 
-.PHONY: demo test lint slow bench clean
+.PHONY: demo test lint slow bench bench-sd15 peers clean
 
 demo: $(USER_VENV)/installed
 	$(USER_VENV)/bin/sdfast generate "a small red circle on a blue background" --seed 0 --out demo.png
@@ -22,11 +23,41 @@ lint: $(DEV_VENV)/installed
 	$(DEV)/mypy
 	$(DEV)/lint-imports
 
+# Results of another machine or version are not gone on with: give another OUT then.
+OUT ?= bench-results
+PEERS := .venv-peers
+SD15 := $(OUT)/sd15
+
 bench: $(DEV_VENV)/installed
-	$(DEV)/python benchmarks/diffusers_peer.py
-	$(DEV)/python benchmarks/loop.py
-	$(DEV)/python benchmarks/spinning.py
-	$(DEV)/python benchmarks/scheduler_peer.py
+	$(DEV)/sdfast bench pipeline --out $(OUT)/demo/pipeline
+	$(DEV)/sdfast bench peers --checkpoint export/demo/checkpoint --environments $(PEERS) \
+		--rounds 2 --out $(OUT)/demo/peers
+	$(DEV)/sdfast bench samplers --samplers euler,dpmpp_2m --steps 10,20 --prompts 24 \
+		--out $(OUT)/demo/samplers
+
+bench-sd15: $(SD15)/bundle/bundle.json
+	$(DEV)/sdfast bench peers --bundle $(SD15)/bundle --checkpoint $(SD15)/checkpoint \
+		--environments $(PEERS) --steps 20 --guidance 7.5 --runs 2 --out $(SD15)/peers
+	$(DEV)/sdfast bench pipeline --bundle $(SD15)/bundle --batch 1,2,4 --runs 2 \
+		--out $(SD15)/pipeline
+
+$(SD15)/bundle/bundle.json: $(SD15)/checkpoint/model_index.json
+	$(DEV)/sdfast export $(SD15)/checkpoint $(SD15)/bundle --overwrite
+
+$(SD15)/checkpoint/model_index.json: | $(DEV_VENV)/installed
+	$(DEV)/python -c "from pathlib import Path; from sdfast.export import random_checkpoint; \
+		random_checkpoint('sd15', Path('$(SD15)/checkpoint'))"
+
+peers: $(patsubst benchmarks/peers/%.txt,$(PEERS)/%/installed,$(wildcard benchmarks/peers/*.txt))
+
+# optimum-intel asks for torchvision, which pip may bring for another build of torch; unusable, it
+# keeps transformers from loading, and nothing here needs it.
+$(PEERS)/%/installed: benchmarks/peers/%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	$(@D)/bin/python -c "import torchvision" 2> /dev/null \
+		|| $(@D)/bin/pip uninstall --quiet --yes torchvision
+	touch $@
 
 NATIVE := $(wildcard sdfast/native/*) CMakeLists.txt pyproject.toml
 
