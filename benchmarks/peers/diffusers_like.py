@@ -84,7 +84,7 @@ def readable(checkpoint: Path, work: Path) -> Path:
     return folder
 
 
-def exported(job: Job, name: str, make: Callable[[Path], Any]) -> tuple[Path, bool]:
+def exported(job: Job, name: str, make: Callable[[str], Any]) -> tuple[Path, bool]:
     """The folder of a form of the checkpoint that is made once, `make(checkpoint)` being what saves
     itself by `save_pretrained`; and whether it was made now."""
     folder = Path(job.work) / name
@@ -93,6 +93,6 @@ def exported(job: Job, name: str, make: Callable[[Path], Any]) -> tuple[Path, bo
     work = Path(job.work)
     unfinished = work / f"{name}.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
-    make(readable(Path(job.checkpoint), work)).save_pretrained(unfinished)
+    make(str(readable(Path(job.checkpoint), work))).save_pretrained(unfinished)
     unfinished.rename(folder)
     return folder, True
