@@ -21,6 +21,7 @@ from .plan import Planned, Values
 
 PROMPT = "a photograph of an astronaut riding a horse on the beach at sunset"
 STEPS = 4
+DENOISING = ("unet", "unet_shallow", "unet_adapters", "time_projection", "context_projection")
 
 
 @dataclass
@@ -122,7 +123,9 @@ def _denoised(
             **rows,
         }
         seen.append(inputs)
-        out = networks["unet"].reference(module, inputs)["noise"].double()
+        found = networks["unet"].reference(module, inputs)
+        inputs |= {name: found[name] for name in found if name == "features"}
+        out = found["noise"].double()
         guided = out[:1] + resolved.guidance * (out[1:] - out[:1]) if batch == 2 else out
         return _denoise(bundle.manifest.prediction, x, guided, sigma)
 
@@ -132,7 +135,7 @@ def _denoised(
     x = torch.from_numpy(np.array(start)).double() * (resolved.sigmas[0] ** 2 + 1) ** 0.5
     x = samplers.get(resolved.sampler).sample(model, x, resolved.sigmas)
     # At the beginning, in the middle and at the end of a run: what calibration looks at.
-    for name in ("unet", "unet_adapters", "time_projection", "context_projection"):
+    for name in DENOISING:
         drawing.seen[name] = [seen[0], seen[len(seen) // 2], seen[-1]]
     return x.float()
 

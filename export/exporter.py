@@ -107,13 +107,7 @@ class _Work:
     done: int = 0
 
     def __post_init__(self) -> None:
-        self.every = plan(self.checkpoint, self.recipe.options)
-        wanted = set(self.recipe.networks)
-        self.plans = {
-            part: kept
-            for part, networks in self.every.items()
-            if (kept := [p for p in networks if p.name in wanted])
-        }
+        self.plans = plan(self.checkpoint, self.recipe.options, self.recipe.networks)
         self.unit = manifest.unit(self.checkpoint)
         self.stages = sum(map(len, self.plans.values())) + 3
         self.magnitudes: dict[str, dict[str, float]] = {}
@@ -175,7 +169,7 @@ class _Work:
             return None
         self._tell("drawing a picture with torch")
         return drawing.draw(
-            self.checkpoint, self.every, Bundle(self.folder, described), self.recipe.options
+            self.checkpoint, self.plans, Bundle(self.folder, described), self.recipe.options
         )
 
     def _component(

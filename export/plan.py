@@ -6,14 +6,16 @@ it), which share its weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..networks import NETWORKS
 from .components import Checkpoint, Component
 from .graph import Graph
 from .networks import PLAIN, Options, conditions, text_encoder, unet, vae
@@ -38,19 +40,24 @@ class Planned:
     reference: Callable[[Any, Values], Values]
 
 
-def plan(checkpoint: Checkpoint, options: Options) -> dict[str, list[Planned]]:
-    """Every network, by the component that it comes from, in the order in which they run."""
+def plan(
+    checkpoint: Checkpoint, options: Options, networks: Collection[str] = NETWORKS
+) -> dict[str, list[Planned]]:
+    """Those of the networks that the checkpoint has, by the component that they come from, in the
+    order in which they run."""
     found: dict[str, list[Planned]] = {}
     for name, component in checkpoint.components.items():
         if name.startswith("text_encoder"):
             found[name] = [_text_encoder(name, component, options, checkpoint.family)]
         elif name == "unet":
-            found[name] = _unet(component, options, _pooled(checkpoint))
+            shallow = "unet_shallow" in networks
+            found[name] = _unet(component, options, _pooled(checkpoint), shallow)
         elif name == "controlnet":
             found[name] = [_controlnet(component, options, _pooled(checkpoint))]
         elif name in ("vae", "preview"):
             found[name] = _vae(name, component, options)
-    return found
+    kept = {part: [p for p in made if p.name in networks] for part, made in found.items()}
+    return {part: made for part, made in kept.items() if made}
 
 
 def shapes_of(component: Component) -> dict[str, tuple[int, ...]]:
@@ -83,7 +90,7 @@ def _text_encoder(name: str, component: Component, options: Options, family: str
     return Planned(name, *graphs, lambda batch, h, w: {"tokens": (batch, length)}, reference)
 
 
-def _unet(component: Component, options: Options, pooled: int) -> list[Planned]:
+def _unet(component: Component, options: Options, pooled: int, shallow: bool) -> list[Planned]:
     shapes, config = shapes_of(component), component.config
     made = []
     if options.hoisted_time:
@@ -95,13 +102,23 @@ def _unet(component: Component, options: Options, pooled: int) -> list[Planned]:
         modules = conditions.cross_attentions(graph)
         paths = [f"{path}.{part}" for path in modules for part in ("to_k", "to_v")]
         made.append(_projection("context_projection", graph, "keys_values", paths))
-    plain = unet.unet(shapes, config, PLAIN, pooled)
-    graph = unet.unet(shapes, config, options, pooled)
-    made.append(Planned("unet", graph, plain, _sides(plain), _unet_reference))
-    plain = unet.unet(shapes, config, PLAIN, pooled, adapters=True)
-    graph = unet.unet(shapes, config, options, pooled, adapters=True)
-    made.append(Planned("unet_adapters", graph, plain, _sides(plain), _unet_reference))
+    graphs = [unet.unet(shapes, config, o, pooled, features=shallow) for o in (options, PLAIN)]
+    outer = unet.outer_resnet(graphs[0])
+    reference = partial(_with_features, *outer) if shallow else _unet_reference
+    made.append(_denoiser("unet", graphs, reference))
+    if shallow:
+        graphs = [unet.shallow(shapes, config, o, pooled) for o in (options, PLAIN)]
+        made.append(_denoiser("unet_shallow", graphs, partial(_from_features, *outer)))
+    graphs = [unet.unet(shapes, config, o, pooled, adapters=True) for o in (options, PLAIN)]
+    made.append(_denoiser("unet_adapters", graphs, _unet_reference))
     return made
+
+
+def _denoiser(
+    name: str, graphs: list[Graph], reference: Callable[[Any, Values], Values]
+) -> Planned:
+    graph, plain = graphs
+    return Planned(name, graph, plain, _sides(plain), reference)
 
 
 def _projection(name: str, graph: Graph, output: str, paths: list[str]) -> Planned:
@@ -115,6 +132,35 @@ def _projection(name: str, graph: Graph, output: str, paths: list[str]) -> Plann
 
 def _unet_reference(module: nn.Module, inputs: Values) -> Values:
     return {"noise": _call(module, inputs).sample}
+
+
+def _with_features(resnet: str, channels: int, module: nn.Module, inputs: Values) -> Values:
+    seen: Values = {}
+
+    def keep(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        seen["features"] = given[0][:, :channels]
+
+    with _before(module, resnet, keep):
+        return _unet_reference(module, inputs) | seen
+
+
+def _from_features(resnet: str, channels: int, module: nn.Module, inputs: Values) -> Values:
+    def replaced(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x, *others = given
+        return torch.cat([inputs["features"], x[:, channels:]], 1), *others
+
+    with _before(module, resnet, replaced):
+        return _unet_reference(module, _unhoisted(module, inputs))
+
+
+@contextmanager
+def _before(module: nn.Module, path: str, hook: Callable[..., Any]) -> Iterator[None]:
+    """Calls `hook` with what the module at `path` is given, before it runs."""
+    handle = module.get_submodule(path).register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _controlnet(component: Component, options: Options, pooled: int) -> Planned:

@@ -61,6 +61,7 @@ def parameters(request: Request, model: str, version: str) -> str:
     rescale = f"CFG rescale: {request.guidance_rescale:g}, " if request.guidance_rescale else ""
     low_high = "-".join(f"{sigma:g}" for sigma in request.guidance_interval or ())
     interval = f"CFG interval: {low_high}, " if low_high else ""
+    cache = f"Cache: {_quoted(request.cache)}, " if request.cache != 1 else ""
     own = {**request.sampler_parameters, **request.schedule_parameters}
     if request.sigmas is not None:
         own["sigmas"] = request.sigmas
@@ -68,7 +69,8 @@ def parameters(request: Request, model: str, version: str) -> str:
     return (
         f"{request.prompt}{negative}\nSteps: {request.steps}, Sampler: {request.sampler}, "
         f"Schedule type: {request.schedule}, CFG scale: {request.guidance:g}, "
-        f"{rescale}{interval}{extra}Seed: {request.seed}, Size: {request.width}x{request.height}, "
+        f"{rescale}{interval}{cache}{extra}"
+        f"Seed: {request.seed}, Size: {request.width}x{request.height}, "
         f"Model: {model}, RNG: {request.rng}, Version: sdfast {version}"
     )
 

@@ -15,6 +15,7 @@ NETWORKS = (
     "time_projection",
     "context_projection",
     "unet",
+    "unet_shallow",
     "unet_adapters",
     "vae_decoder",
     "vae_encoder",
@@ -43,6 +44,8 @@ def wrong(manifest: Manifest) -> Iterator[str]:
             yield f"{name} reads {', '.join(sorted(odd))}, which this sdfast does not give"
     if not control and not missing and manifest.context is not None:
         yield from _wrong_inputs(networks, manifest.context)
+        if "unet_shallow" in networks:
+            yield from _wrong_parts(networks["unet"], networks["unet_shallow"])
 
 
 _TOLD = {"pooled", "sizes", "guidance"}
@@ -52,6 +55,7 @@ _GIVEN = {
     "time_projection": {"timestep"} | _TOLD,
     "context_projection": {"context"},
     "unet": {"latent", "timestep", "time", "context", "keys_values"} | _TOLD,
+    "unet_shallow": {"latent", "features", "timestep", "time", "context", "keys_values"} | _TOLD,
     "vae_decoder": {"latent"},
     "vae_encoder": {"image"},
     "preview_decoder": {"latent"},
@@ -82,3 +86,15 @@ def _wrong_inputs(networks: Mapping[str, Network], context: Context) -> Iterator
     pooled = [outputs["pooled"].shape[-1] for outputs in written if "pooled" in outputs]
     if pooled != ([] if context.pooled is None else [context.pooled]):
         yield "one text encoder must write pooled of context.pooled's width, if that is not null"
+
+
+def _wrong_parts(unet: Network, shallow: Network) -> Iterator[str]:
+    """Of the U-Net and its outermost part: they are run on the same tensors."""
+    features = unet.outputs.get("features")
+    if features is None or shallow.inputs.get("features") != features:
+        yield "unet_shallow must read the features that unet writes"
+    others = {name: spec for name, spec in shallow.inputs.items() if name != "features"}
+    if "latent" not in others or not others.items() <= unet.inputs.items():
+        yield "unet_shallow must read latent, and nothing but features that unet does not read"
+    if shallow.outputs != {"noise": unet.outputs.get("noise")}:
+        yield "unet_shallow must write the noise that unet writes"

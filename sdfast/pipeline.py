@@ -12,7 +12,17 @@ from typing import Any
 
 from PIL import Image
 
-from . import backends, compiled, images, noise, program, samplers, store, tiling
+from . import (
+    backends,
+    caching,
+    compiled,
+    images,
+    noise,
+    program,
+    samplers,
+    store,
+    tiling,
+)
 from .backends import Engine
 from .bundle import Bundle, noise_schedule
 from .conditioning import Conditions, TextEncoder, load_tokenizer
@@ -156,6 +166,10 @@ class Pipeline:
         return self._open("unet")
 
     @cached_property
+    def _unet_shallow(self) -> Engine:
+        return self._open("unet_shallow")
+
+    @cached_property
     def _decoder(self) -> Engine:
         return self._open("vae_decoder")
 
@@ -172,8 +186,8 @@ class Pipeline:
 
         parameters: those of Request (steps, sampler, schedule, sampler_parameters,
             schedule_parameters, sigmas, discard_penultimate, guidance, guidance_rescale,
-            guidance_interval, seed, width, height, count, rng), or diffusers' names for them:
-            num_inference_steps, guidance_scale, num_images_per_prompt
+            guidance_interval, seed, width, height, count, rng, cache), or diffusers' names for
+            them: num_inference_steps, guidance_scale, num_images_per_prompt
         generator: diffusers' way to give a seed: a torch.Generator; one on the CPU also chooses
             rng="torch", one on CUDA "philox", so that the noise is the one it would draw
         callback: see Callback
@@ -224,7 +238,7 @@ class Pipeline:
             _denoise(plan, request, guidance, seeds, progress)
             last = len(denoised) + 1 == len(batches)  # the next one writes to the same memory
             denoised.append((plan.loop.result if last else _copy(plan.loop.result), plan.pixels))
-        self._spare(self._unet, self._time_projection)
+        self._spare(self._unet, self._time_projection, self.__dict__.get("_unet_shallow"))
         seconds["unet"] = perf_counter() - encoded
         pictures: list[Image.Image] = []
         for latent, pixels in denoised:
@@ -255,7 +269,7 @@ class Pipeline:
     def _plan(self, request: Resolved, batch: int, rows: int) -> _Plan:
         size = (batch, rows, request.width, request.height)
         parameters = tuple(sorted(request.sampler_parameters.items()))
-        key = (*size, request.sampler, parameters, request.sigmas)
+        key = (*size, request.sampler, parameters, request.sigmas, request.cache)
         if key not in self._plans:
             if len(self._plans) >= 8:  # the oldest makes room
                 self._plans.pop(next(iter(self._plans)))
@@ -282,7 +296,8 @@ class Pipeline:
                 steps = list(dict.fromkeys(map(schedule.timestep, sigmas)))
                 table = self._tensors("time_projection", rows=rows * len(steps))
                 times = TimeTable(self._time_projection, table, steps, unet["time"])
-            loop = Loop(traced, denoiser(self._unet, times=times), latent)
+            shallow = None if request.cache == 1 else self._unet_shallow
+            loop = Loop(traced, denoiser(self._unet, times=times, shallow=shallow), latent)
         else:
             network: Network = self._unet
             if self._time_projection is not None:
@@ -297,7 +312,7 @@ class Pipeline:
         specs: dict[str, TensorSpec] = {}
         for network in (networks[name] for name in names if name in networks):
             specs |= {**network.inputs, **network.outputs}
-        latents = ("latent", "noise")
+        latents = ("latent", "noise", "features")
         return {
             name: spec.empty(rows, *(sides if name in latents else (tokens,)))
             for name, spec in specs.items()
@@ -311,7 +326,7 @@ class Pipeline:
 
     def close(self) -> None:
         """Frees the engines and buffers; the pipeline opens them again when it is next called."""
-        for name in ("_conditions", "_time_projection", "_unet", "_decoder"):
+        for name in ("_conditions", "_time_projection", "_unet", "_unet_shallow", "_decoder"):
             if (opened := self.__dict__.pop(name, None)) is not None:
                 opened.close()
         self._plans.clear()
@@ -342,7 +357,7 @@ def _traced(request: Resolved) -> Program:
             f"{request.sampler} cannot follow noise levels as uneven as these: choose another "
             "schedule, other sigmas or another sampler"
         )
-    return traced
+    return caching.cached(traced, request.cache)
 
 
 def _seeded(generator: Any) -> dict[str, Any]:

@@ -21,11 +21,16 @@ from .ranges import NOISES
 
 @dataclass(frozen=True)
 class Eval:
-    """Slot `out` = the network, guided, as denoised D of slot `x` at noise level `sigma`."""
+    """Slot `out` = the network, guided, as denoised D of slot `x` at noise level `sigma`.
+
+    shallow: by the network's outermost part alone, with the features that the last evaluation by
+        the whole network left (DeepCache, arXiv:2312.00858)
+    """
 
     out: int
     x: int
     sigma: float
+    shallow: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Noise:
 
 Instruction = Eval | Combine | Noise
 
-VERSION = 1  # of the JSON form
+VERSION = 2  # of the JSON form
 
 
 @dataclass(frozen=True)
@@ -319,7 +324,8 @@ def _moved(instruction: Instruction, out: int, read: Sequence[int]) -> Instructi
 def _line(instruction: Instruction) -> str:
     """An instruction as a person reads it: `x1 = D(x0, σ 14.6146)`."""
     if isinstance(instruction, Eval):
-        return f"x{instruction.out} = D(x{instruction.x}, σ {instruction.sigma:.6g})"
+        how = ", cached" if instruction.shallow else ""
+        return f"x{instruction.out} = D(x{instruction.x}, σ {instruction.sigma:.6g}{how})"
     if isinstance(instruction, Noise):
         return (
             f"x{instruction.out} = noise(σ {instruction.sigma:.6g} → {instruction.sigma_next:.6g})"
@@ -340,6 +346,12 @@ def _whole(value: Any) -> int:
     return value
 
 
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is neither true nor false")
+    return value
+
+
 def _finite(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{value!r} is not a finite number")
@@ -348,8 +360,8 @@ def _finite(value: Any) -> float:
 
 def _instruction(kind: str, out: int, *rest: Any) -> Instruction:
     if kind == "eval":
-        x, sigma = rest
-        return Eval(out, x, _finite(sigma))
+        x, sigma, shallow = rest
+        return Eval(out, x, _finite(sigma), _truth(shallow))
     if kind == "combine":
         (terms,) = rest
         return Combine(out, tuple((_finite(c), slot) for c, slot in terms))
@@ -364,6 +376,9 @@ def _check(program: Program) -> None:
         raise InvalidProgram(f"{program.slots} slots are not what its instructions need")
     if program.noise not in NOISES:
         raise InvalidProgram(f"noise {program.noise!r} is unknown; use {', '.join(NOISES)}")
+    first = next((i for i in program.instructions if isinstance(i, Eval)), None)
+    if first is not None and first.shallow:
+        raise InvalidProgram("its first evaluation is shallow, which needs features of one before")
     written = {0}
     for at, instruction in enumerate(program.instructions):
         slots = (instruction.out, *_sources(instruction))

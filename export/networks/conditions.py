@@ -7,6 +7,7 @@ networks beside the U-Net, which run once a prompt and once a program, and input
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from ...errors import CheckpointError
@@ -119,23 +120,41 @@ def _width(g: Graph, modules: Sequence[str]) -> int:
     return sum(g.shapes[f"{module}.weight"][0] for module in modules)
 
 
-def times(g: Graph, config: Mapping[str, Any], options: Options, pooled: int) -> dict[str, str]:
-    """Each ResNet block's projected time, [R, C, 1, 1]."""
-    paths = resnets(g)
-    widths = [g.shapes[f"{path}.time_emb_proj.weight"][0] for path in paths]
+def times(
+    g: Graph, config: Mapping[str, Any], options: Options, pooled: int, paths: Sequence[str]
+) -> dict[str, str]:
+    """The projected time of these ResNet blocks, [R, C, 1, 1] each."""
     if options.hoisted_time:
-        time = g.input("time", "f32", ["rows", sum(widths)])
-        column = g.add("Reshape", time, g.integers([0, sum(widths), 1, 1]), name="time.sides")
-        names = [f"{path}.time" for path in paths]
-        split = g.split("Split", column, g.integers(widths), names=names, axis=1)
-        return dict(zip(paths, split, strict=True))
+        widths = {path: _width(g, [f"{path}.time_emb_proj"]) for path in resnets(g)}
+        time = g.input("time", "f32", ["rows", sum(widths.values())])
+        column = g.add(
+            "Reshape", time, g.integers([0, sum(widths.values()), 1, 1]), name="time.sides"
+        )
+        names = {path: f"{path}.time" for path in paths}
+        return _parts(g, column, widths, names, axis=1)
     embedded = _embedded_time(g, config, pooled)
     times = {}
-    for path, width in zip(paths, widths, strict=True):
+    for path in paths:
         y = gemm(g, embedded, f"{path}.time_emb_proj")
-        sides = g.integers([0, width, 1, 1])
+        sides = g.integers([0, _width(g, [f"{path}.time_emb_proj"]), 1, 1])
         times[path] = g.add("Reshape", y, sides, name=f"{path}.time")
     return times
+
+
+def _parts(
+    g: Graph, whole: str, widths: Mapping[str, int], names: Mapping[str, str], axis: int
+) -> dict[str, str]:
+    """Those parts of `whole` along an axis that `names` has. widths: of all that lie in it."""
+    if len(names) == len(widths):
+        sizes = g.integers(list(widths.values()))
+        split = g.split("Split", whole, sizes, names=list(names.values()), axis=axis)
+        return dict(zip(names, split, strict=True))
+    ends = dict(zip(widths, accumulate(widths.values()), strict=True))
+    made = {}
+    for part, name in names.items():
+        bounds = (g.integers([side]) for side in (ends[part] - widths[part], ends[part], axis))
+        made[part] = g.add("Slice", whole, *bounds, name=name)
+    return made
 
 
 def _embedded_time(g: Graph, config: Mapping[str, Any], pooled: int) -> str:
@@ -177,19 +196,20 @@ def _context(g: Graph, modules: Sequence[str]) -> str:
 
 
 def keys_values(g: Graph, options: Options, modules: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Each cross-attention's keys and values of the prompt, [R, n, C]."""
+    """The keys and values of the prompt of these cross-attentions, [R, n, C] each."""
+    if not modules:
+        return {}
     if options.hoisted_context:
-        return split_pairs(g, "keys_values", "tokens", modules)
+        return pairs(g, "keys_values", "tokens", modules)
     context = _context(g, [f"{modules[0]}.to_k"])
     return {m: (linear(g, context, f"{m}.to_k"), linear(g, context, f"{m}.to_v")) for m in modules}
 
 
-def split_pairs(
-    g: Graph, name: str, tokens: str, modules: Sequence[str]
-) -> dict[str, tuple[str, str]]:
-    """The input `name` [R, tokens, K] as each module's keys and values."""
-    widths = [g.shapes[f"{m}.to_k.weight"][0] for m in modules for _ in range(2)]
-    whole = g.input(name, "f32", ["rows", tokens, sum(widths)])
+def pairs(g: Graph, name: str, tokens: str, modules: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """These modules' keys and values out of the input `name` [R, tokens, K], which has all."""
+    every = [(m, part) for m in cross_attentions(g) for part in "kv"]
+    widths = {f"{m}.{name}.{part}": _width(g, [f"{m}.to_{part}"]) for m, part in every}
+    whole = g.input(name, "f32", ["rows", tokens, sum(widths.values())])
     names = [f"{m}.{name}.{part}" for m in modules for part in "kv"]
-    split = g.split("Split", whole, g.integers(widths), names=names, axis=2)
-    return dict(zip(modules, zip(split[::2], split[1::2], strict=True), strict=True))
+    found = list(_parts(g, whole, widths, {n: n for n in names}, axis=2).values())
+    return dict(zip(modules, zip(found[::2], found[1::2], strict=True), strict=True))

@@ -5,8 +5,9 @@ Where layers are is read from the weights' names; what they are, from the config
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from ..graph import Graph
@@ -24,10 +25,29 @@ from .layers import (
     upsample,
 )
 
+OUTER = 1
+"""Layers of the up half that unet_shallow has, counted from the end: at most those of its last
+block. With each more, one more of the down half, whose output it reads, is run at cached steps."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A ResNet block and what follows it.
+
+    transformer: the path of its transformer, if any
+    sampler: the path of the down- or upsampler, after the last layer of a block that has one
+    level: a level halves the sides of the one before
+    """
+
+    resnet: str
+    transformer: str | None
+    sampler: str | None
+    level: int
+
 
 @dataclass(frozen=True)
 class Shared:
-    """What every layer reads.
+    """What the layers read, by the layers that there are in the graph.
 
     times: a ResNet block's path → its projected time, [R, C, 1, 1]
     keys_values: a cross-attention's path → its keys and values, [R, n, C] each
@@ -47,9 +67,12 @@ def unet(
     options: Options,
     pooled: int = 0,
     adapters: bool = False,
+    features: bool = False,
 ) -> Graph:
     """latent, timestep or time, context or keys_values, … → noise [R, 4, h, w].
 
+    features: also gives out features [R, C, h, w], what enters the last OUTER layers from below:
+        all that `shallow` needs of the others
     pooled: the width of the pooled text where the model takes it; 0 for SDXL base's
     adapters: also takes ControlNet's residuals, residual_0 … and residual_mid, each added to the
         output of its layer, and image_keys_values [R, m, K], tokens that every cross-attention
@@ -58,20 +81,46 @@ def unet(
     """
     conditions.check(config)
     g = Graph(shapes)
-    latent = g.input("latent", "f32", ["rows", config["in_channels"], *_sides(options)])
+    latent = _latent(g, config, options)
     shared = _shared(g, config, options, pooled, adapters)
-    x, skips = _down(g, shared, conv(g, latent, "conv_in"))
-    x = _mid(g, shared, x)
+    skips = list(_down(g, shared, conv(g, latent, "conv_in")))
+    x = _mid(g, shared, skips[-1])
     if adapters:
         residuals = [_residual(g, f"residual_{k}") for k in range(len(skips))]
         pairs = zip(skips, residuals, strict=True)
         skips = [g.add("Add", skip, r, name=f"{r}.added") for skip, r in pairs]
         x = g.add("Add", x, _residual(g, "residual_mid"), name="residual_mid.added")
-    x = _up(g, shared, x, skips)
-    groups, epsilon = config["norm_num_groups"], config["norm_eps"]
-    x = silu(g, group_norm(g, options, x, "conv_norm_out", groups, epsilon), "conv_norm_out")
-    x = conv(g, x, "conv_out")
-    g.output("noise", "f32", ["rows", config["out_channels"], *_sides(options)], x)
+    layers = _up_layers(g)
+    x = _up(g, shared, x, skips[OUTER:], layers[:-OUTER])
+    if features:
+        g.output("features", "f32", ["rows", _feature_channels(g), *_sides(options)], x)
+        x = "features"
+    x = _up(g, shared, x, skips[:OUTER], layers[-OUTER:])
+    _give_noise(g, shared, x)
+    return g
+
+
+def shallow(
+    shapes: Mapping[str, Sequence[int]],
+    config: Mapping[str, Any],
+    options: Options,
+    pooled: int = 0,
+) -> Graph:
+    """The outermost part of `unet` alone: latent, features, and what its layers read of the rest →
+    noise [R, 4, h, w].
+
+    With features of the same latent the noise is that of `unet`; with those of a latent before it
+    nearly so, for a fraction of the work, since they change slowly (DeepCache, arXiv:2312.00858).
+    """
+    conditions.check(config)
+    g = Graph(shapes)
+    latent = _latent(g, config, options)
+    x = g.input("features", "f32", ["rows", _feature_channels(g), *_sides(options)])
+    layers = _up_layers(g)[-OUTER:]
+    read = [*_down_layers(g)[: OUTER - 1], *layers]
+    shared = _shared(g, config, options, pooled, adapters=False, layers=read)
+    skips = list(islice(_down(g, shared, conv(g, latent, "conv_in")), OUTER))
+    _give_noise(g, shared, _up(g, shared, x, skips, layers))
     return g
 
 
@@ -85,7 +134,7 @@ def controlnet(
     residual_mid (arXiv:2302.05543)."""
     conditions.check(config)
     g = Graph(shapes)
-    latent = g.input("latent", "f32", ["rows", config["in_channels"], *_sides(options)])
+    latent = _latent(g, config, options)
     shared = _shared(g, config, options, pooled, adapters=False)
     channels = config.get("conditioning_channels") or 3
     condition = g.input("condition", "f32", ["rows", channels, "image_height", "image_width"])
@@ -96,8 +145,8 @@ def controlnet(
         condition = g.add("Gather", condition, order, name="condition.bgr", axis=1)
     x = conv(g, latent, "conv_in")
     x = g.add("Add", x, _embedded(g, condition), name="conditioned")
-    x, skips = _down(g, shared, x)
-    x = _mid(g, shared, x)
+    skips = list(_down(g, shared, x))
+    x = _mid(g, shared, skips[-1])
     heads = zip(skips, g.children("controlnet_down_blocks"), strict=True)
     for k, (skip, path) in enumerate(heads):
         _give_residual(g, conv(g, skip, path), scale, f"residual_{k}")
@@ -108,12 +157,61 @@ def controlnet(
 def skips(g: Graph) -> list[tuple[int, int]]:
     """The outputs that go to the other half: (channels, level), a level halving the sides."""
     found = [(g.shapes["conv_in.weight"][0], 0)]
-    for level, block in enumerate(g.children("down_blocks")):
-        paths = g.children(f"{block}.resnets")
-        found += [(g.shapes[f"{path}.conv2.weight"][0], level) for path in paths]
-        if g.has(f"{block}.downsamplers.0.conv"):
-            found.append((found[-1][0], level + 1))
+    for layer in _down_layers(g):
+        found.append((_channels(g, layer), layer.level))
+        if layer.sampler:
+            found.append((_channels(g, layer), layer.level + 1))
     return found
+
+
+def outer_resnet(g: Graph) -> tuple[str, int]:
+    """The ResNet block that reads features first, and their channels; a skip's come after them."""
+    return _up_layers(g)[-OUTER].resnet, _feature_channels(g)
+
+
+def _feature_channels(g: Graph) -> int:
+    return _channels(g, _up_layers(g)[-OUTER - 1])
+
+
+def _channels(g: Graph, layer: Layer) -> int:
+    return g.shapes[f"{layer.resnet}.conv2.weight"][0]
+
+
+def _down_layers(g: Graph) -> list[Layer]:
+    blocks = g.children("down_blocks")
+    return [x for level, b in enumerate(blocks) for x in _layers(g, b, "downsamplers", level)]
+
+
+def _up_layers(g: Graph) -> list[Layer]:
+    blocks = g.children("up_blocks")
+    levels = range(len(blocks))[::-1]
+    return [x for k, b in zip(levels, blocks, strict=True) for x in _layers(g, b, "upsamplers", k)]
+
+
+def _layers(g: Graph, block: str, samplers: str, level: int) -> list[Layer]:
+    resnets, transformers = g.children(f"{block}.resnets"), g.children(f"{block}.attentions")
+    sampler = f"{block}.{samplers}.0"
+    return [
+        Layer(
+            path,
+            transformers[k] if transformers else None,
+            sampler if k == len(resnets) - 1 and g.has(f"{sampler}.conv") else None,
+            level,
+        )
+        for k, path in enumerate(resnets)
+    ]
+
+
+def _latent(g: Graph, config: Mapping[str, Any], options: Options) -> str:
+    return g.input("latent", "f32", ["rows", config["in_channels"], *_sides(options)])
+
+
+def _give_noise(g: Graph, shared: Shared, x: str) -> None:
+    config, options = shared.config, shared.options
+    groups, epsilon = config["norm_num_groups"], config["norm_eps"]
+    x = silu(g, group_norm(g, options, x, "conv_norm_out", groups, epsilon), "conv_norm_out")
+    x = conv(g, x, "conv_out")
+    g.output("noise", "f32", ["rows", config["out_channels"], *_sides(options)], x)
 
 
 def _sides(options: Options) -> tuple[int | str, int | str]:
@@ -139,30 +237,34 @@ def _embedded(g: Graph, condition: str) -> str:
 
 
 def _shared(
-    g: Graph, config: Mapping[str, Any], options: Options, pooled: int, adapters: bool
+    g: Graph,
+    config: Mapping[str, Any],
+    options: Options,
+    pooled: int,
+    adapters: bool,
+    layers: Iterable[Layer] | None = None,
 ) -> Shared:
-    times = conditions.times(g, config, options, pooled)
-    modules = conditions.cross_attentions(g)
+    """What all layers read, or these."""
+    resnets, modules = conditions.resnets(g), conditions.cross_attentions(g)
+    if layers is not None:
+        kept = [(layer.resnet, layer.transformer) for layer in layers]
+        resnets = [r for r, _ in kept]
+        modules = [m for m in modules if any(t and m.startswith(f"{t}.") for _, t in kept)]
+    times = conditions.times(g, config, options, pooled, resnets)
     keys_values = conditions.keys_values(g, options, modules)
-    images = (
-        conditions.split_pairs(g, "image_keys_values", "image_tokens", modules) if adapters else {}
-    )
+    images = conditions.pairs(g, "image_keys_values", "image_tokens", modules) if adapters else {}
     return Shared(config, options, times, keys_values, images)
 
 
-def _down(g: Graph, shared: Shared, x: str) -> tuple[str, list[str]]:
-    skips = [x]
-    for level, block in enumerate(g.children("down_blocks")):
-        transformers = g.children(f"{block}.attentions")
-        for k, path in enumerate(g.children(f"{block}.resnets")):
-            x = _resnet(g, shared, x, path)
-            if transformers:
-                x = _transformer(g, shared, x, transformers[k], level)
-            skips.append(x)
-        if g.has(f"{block}.downsamplers.0.conv"):
-            x = conv(g, x, f"{block}.downsamplers.0.conv", stride=2)
-            skips.append(x)
-    return x, skips
+def _down(g: Graph, shared: Shared, x: str) -> Iterator[str]:
+    """The outputs that go to the other half, each written to the graph when it is asked for."""
+    yield x
+    for layer in _down_layers(g):
+        x = _layer(g, shared, x, layer)
+        yield x
+        if layer.sampler:
+            x = conv(g, x, f"{layer.sampler}.conv", stride=2)
+            yield x
 
 
 def _mid(g: Graph, shared: Shared, x: str) -> str:
@@ -175,19 +277,19 @@ def _mid(g: Graph, shared: Shared, x: str) -> str:
     return x
 
 
-def _up(g: Graph, shared: Shared, x: str, skips: Sequence[str]) -> str:
-    left = list(skips)
-    blocks = g.children("up_blocks")
-    for k, block in enumerate(blocks):
-        transformers = g.children(f"{block}.attentions")
-        for j, path in enumerate(g.children(f"{block}.resnets")):
-            x = g.add("Concat", x, left.pop(), name=f"{path}.input", axis=1)
-            x = _resnet(g, shared, x, path)
-            if transformers:
-                x = _transformer(g, shared, x, transformers[j], len(blocks) - 1 - k)
-        if g.has(f"{block}.upsamplers.0.conv"):
-            path = f"{block}.upsamplers.0"
-            x = conv(g, upsample(g, x, path), f"{path}.conv")
+def _up(g: Graph, shared: Shared, x: str, skips: Sequence[str], layers: Sequence[Layer]) -> str:
+    for layer, skip in zip(layers, reversed(skips), strict=True):
+        x = g.add("Concat", x, skip, name=f"{layer.resnet}.input", axis=1)
+        x = _layer(g, shared, x, layer)
+        if layer.sampler:
+            x = conv(g, upsample(g, x, layer.sampler), f"{layer.sampler}.conv")
+    return x
+
+
+def _layer(g: Graph, shared: Shared, x: str, layer: Layer) -> str:
+    x = _resnet(g, shared, x, layer.resnet)
+    if layer.transformer:
+        x = _transformer(g, shared, x, layer.transformer, layer.level)
     return x
 
 

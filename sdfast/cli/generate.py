@@ -13,6 +13,7 @@ import click
 
 from .. import __version__
 from ..errors import InvalidRequest, OutputError
+from .cached import CACHE, evaluations
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline, Result
@@ -66,6 +67,14 @@ if TYPE_CHECKING:
     callback=lambda _context, option, text: _numbers(option, text),
     help="Noise levels between which guidance acts; steps outside are faster. [everywhere]",
 )
+@click.option(
+    "--cache",
+    is_flag=False,
+    flag_value=str(CACHE),
+    metavar="[N|0,A,B,…]",
+    callback=lambda _context, option, text: evaluations(option, text),
+    help=f"Run the whole U-Net at every N-th evaluation, or those given, alone. [1; bare: {CACHE}]",
+)
 @click.option("--seed", type=int, help="Of the first image; image k has seed + k. [random]")
 @click.option("--width", type=int, help="Pixels.")
 @click.option("--height", type=int, help="Pixels.")
@@ -110,6 +119,7 @@ def generate(
     sdfast generate "a green star" --count 4 --sampler euler_ancestral --out stars/
     sdfast generate --prompts prompts.txt --out pictures/
     sdfast generate --from circle.png --steps 30
+    sdfast generate "a green star" --cache 3
     """
     from .. import images
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import InvalidRequest
+from .cached import CACHE, evaluations
 
 if TYPE_CHECKING:
     from ..bundle import Graph, Network
@@ -85,8 +86,19 @@ def _operators(graph: Graph) -> None:
 @click.option("--show", metavar="SAMPLER", help="Print the program that it compiles to.")
 @click.option("--steps", type=int, default=4, show_default=True, help="Of that program.")
 @click.option("--schedule", default="karras", show_default=True, help="Of that program.")
+@click.option(
+    "--cache",
+    default="1",
+    is_flag=False,
+    flag_value=str(CACHE),
+    metavar="[N|0,A,B,…]",
+    callback=lambda _context, option, text: evaluations(option, text),
+    help="Evaluations of that program that run the whole network: see sdfast generate.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; of --show, the program itself.")
-def samplers(show: str | None, steps: int, schedule: str, as_json: bool) -> None:
+def samplers(
+    show: str | None, steps: int, schedule: str, cache: int | tuple[int, ...], as_json: bool
+) -> None:
     """List the samplers and schedules, or show what one compiles to.
 
     \b
@@ -97,7 +109,7 @@ def samplers(show: str | None, steps: int, schedule: str, as_json: bool) -> None
     if show is None:
         _list(as_json)
     else:
-        _show(show, steps, schedule, as_json)
+        _show(show, steps, schedule, cache, as_json)
 
 
 def _list(as_json: bool) -> None:
@@ -148,9 +160,12 @@ _BETAS = ("scaled_linear", 0.00085, 0.012, 1000)
 _LATENT_BYTES = 4 * 64 * 64 * 4
 
 
-def _show(name: str, steps: int, schedule: str, as_json: bool) -> None:
+def _show(
+    name: str, steps: int, schedule: str, cache: int | tuple[int, ...], as_json: bool
+) -> None:
     from .. import program, schedules
     from .. import samplers as library
+    from ..caching import cached
     from ..request import visited
 
     sampler = library.get(name)
@@ -160,7 +175,7 @@ def _show(name: str, steps: int, schedule: str, as_json: bool) -> None:
         )
     ns = schedules.NoiseSchedule.from_betas(*_BETAS)
     sigmas = visited(schedule, steps, ns, sampler.drops_penultimate)
-    traced = program.trace(sampler.name, sigmas)
+    traced = cached(program.trace(sampler.name, sigmas), cache)
     if as_json:
         click.echo(traced.to_json())
         return

@@ -93,14 +93,31 @@ class Projected:
         self._unet.run()
 
 
+class _Bound:
+    """A network with the tensors that it is bound to, which is bound anew only to others."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self.run = network.run
+        self.tensors: Mapping[str, Tensor] | None = None
+
+    def bind(self, tensors: Mapping[str, Tensor]) -> None:
+        if tensors is not self.tensors:
+            self._network.bind(tensors)
+            self.tensors = tensors
+
+
 class Denoiser:
     """A U-Net and its tensors as the denoised D(x, σ), guided.
 
     network: the U-Net; `run` returns when its bound tensors hold the output
     tensors: the U-Net's "latent" [G·B, 4, h, w], "timestep" [G·B], "noise" [G·B, 4, h, w] and what
-        else it reads, all with G·B rows; G is 1, or 2 for guidance with the unguided rows first
+        else it reads and writes, all with G·B rows; G is 1, or 2 for guidance with the unguided
+        rows first
     batch: B
     times: where the U-Net reads "time" of a table, and not the timestep
+    shallow: the U-Net's outermost part, on the same tensors, of which it reads the "features" that
+        the U-Net writes; without it the U-Net runs at shallow evaluations too
     """
 
     def __init__(
@@ -111,31 +128,44 @@ class Denoiser:
         schedule: NoiseSchedule,
         prediction: str,
         times: TimeTable | None = None,
+        shallow: Network | None = None,
     ) -> None:
-        self._network = network
+        self._whole = _Bound(network)
+        self._shallow = self._whole if shallow is None else _Bound(shallow)
         self._times = times
         self._all_rows = tensors
         rows = tensors["latent"].shape[0]
         self._guided_rows = {name: t.rows(rows - batch, rows) for name, t in tensors.items()}
-        self._bound: Mapping[str, Tensor] | None = None
         self._prediction = prediction
         self.timestep = schedule.timestep
 
     def begin(self) -> None:
-        """Before a run: others may have bound the network since."""
-        self._bound = None
+        """Before a run: others may have bound the networks since."""
+        self._whole.tensors = self._shallow.tensors = None
 
-    def __call__(self, out: Tensor, x: Tensor, sigma: float, t: float, guidance: Guidance) -> None:
+    def __call__(
+        self,
+        out: Tensor,
+        x: Tensor,
+        sigma: float,
+        t: float,
+        guidance: Guidance,
+        shallow: bool = False,
+    ) -> None:
         """out = D(x, σ), both [B, 4, h, w], with t = timestep(σ). The network is bound anew where
-        guidance begins or ends to act: some 10 µs each time, to halve what it computes."""
+        guidance begins or ends to act: some 10 µs each time, to halve what it computes.
+
+        shallow: by the outermost part, where the last run of the whole left features of every row
+        """
         tensors = self._all_rows if guidance.acts(sigma) else self._guided_rows
-        if tensors is not self._bound:
-            self._network.bind(tensors)
-            self._bound = tensors
+        network, left = self._whole, self._whole.tensors
+        if shallow and (left is tensors or left is self._all_rows):
+            network = self._shallow
+        network.bind(tensors)
         prepare(tensors["latent"], tensors["timestep"], x, sigma, t)
         if self._times is not None:
             self._times.look_up(t)
-        self._network.run()
+        network.run()
         scale, rescale = guidance.scale, guidance.rescale
         guide(out, tensors["noise"], x, sigma, scale, self._prediction, rescale)
 
@@ -163,25 +193,26 @@ class Loop:
 
     def _operands(
         self, instruction: Eval | Combine | Noise
-    ) -> tuple[int, Tensor, float, float, list[float], list[Tensor]]:
-        # (kind, out, σ, t or σ_next, coefficients, sources): all that the loop below reads.
+    ) -> tuple[int, Tensor, float, float, list[float], list[Tensor], bool]:
+        # (kind, out, σ, t or σ_next, coefficients, sources, shallow): all that the loop reads.
         out = self._slots[instruction.out]
         if isinstance(instruction, Eval):
             sigma = instruction.sigma
             t = self._denoiser.timestep(sigma)
-            return 0, out, sigma, t, [], [self._slots[instruction.x]]
+            return 0, out, sigma, t, [], [self._slots[instruction.x]], instruction.shallow
         if isinstance(instruction, Combine):
             coefficients = [c for c, _ in instruction.terms]
-            return 1, out, 0.0, 0.0, coefficients, [self._slots[k] for _, k in instruction.terms]
-        return 2, out, instruction.sigma, instruction.sigma_next, [], []
+            sources = [self._slots[k] for _, k in instruction.terms]
+            return 1, out, 0.0, 0.0, coefficients, sources, False
+        return 2, out, instruction.sigma, instruction.sigma_next, [], [], False
 
     def run(self, guidance: Guidance, draw: Draw, progress: Progress | None = None) -> None:
         """Runs the program on `x`, which it uses up."""
         done, denoise = 0, self._denoiser
         denoise.begin()
-        for kind, out, sigma, t, coefficients, sources in self._steps:
+        for kind, out, sigma, t, coefficients, sources, shallow in self._steps:
             if kind == 0:
-                denoise(out, sources[0], sigma, t, guidance)
+                denoise(out, sources[0], sigma, t, guidance, shallow)
                 done += 1
                 if progress is not None:
                     progress(done, self._evaluations)
