@@ -10,7 +10,8 @@ given what it reads), the sha256 of every file, and the files that graphs point 
 damaged or altered bundle never reaches an engine.
 
 Networks and their tensors are those of docs/design.md. What a network's `inputs` do not name it
-does not read: that alone tells the forms of a network apart, never the family.
+does not read, and what `outputs` do not name it does not write: that alone tells the forms of a
+network apart, never the family.
 """
 
 from __future__ import annotations

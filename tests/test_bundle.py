@@ -101,6 +101,18 @@ def rename(raw: dict[str, Any], network: str, old: str, new: str) -> None:
         (lambda raw: raw["networks"]["unet"]["inputs"].pop("time"), "must read timestep or"),
         (lambda raw: rename(raw, "unet", "latent", "pooled"), "pooled is not of"),
         (lambda raw: rename(raw, "unet", "latent", "sizes"), "sizes must be 5 or 6"),
+        (
+            lambda raw: raw["networks"]["unet"]["outputs"].pop("features"),
+            "features that unet writes",
+        ),
+        (
+            lambda raw: raw["networks"]["unet_shallow"]["inputs"].pop("features"),
+            "must read the feat",
+        ),
+        (lambda raw: raw["networks"]["unet_shallow"]["inputs"].pop("latent"), "must read latent"),
+        (lambda raw: rename(raw, "unet_shallow", "time", "timestep"), "that unet does not read"),
+        (lambda raw: rename(raw, "unet_shallow", "time", "tokens"), "unet_shallow reads tokens"),
+        (lambda raw: raw["networks"]["unet_shallow"]["outputs"].clear(), "must write the noise"),
         (lambda raw: raw["files"].update({"../x": "0"}), "leads out"),
         (lambda raw: raw["files"].update({"/etc/passwd": "0"}), "leads out"),
         (lambda raw: raw["networks"]["unet"]["inputs"]["latent"].update(shape="x"), "shape"),

@@ -23,6 +23,7 @@ NETWORKS = (
     "time_projection",
     "context_projection",
     "unet",
+    "unet_shallow",
     "unet_adapters",
     "vae_decoder",
     "vae_encoder",
