@@ -25,7 +25,7 @@ PROMPT = "a large red circle on a blue background"
 
 @pytest.fixture(scope="module")
 def pipe() -> Pipeline:
-    return sdfast.load("demo", threads=1)
+    return sdfast.load("demo", "onnxruntime", threads=1)
 
 
 def drawn(pipe: Pipeline, **parameters: Any) -> NDArray[np.float64]:
@@ -66,7 +66,7 @@ def test_a_limited_interval_of_guidance_goes_with_a_cache(pipe: Pipeline) -> Non
 
 
 def test_the_network_of_cached_steps_is_opened_when_one_asks_for_it() -> None:
-    pipe = sdfast.load("demo", threads=1)
+    pipe = sdfast.load("demo", "onnxruntime", threads=1)
     first = drawn(pipe, steps=4)
     assert "_unet_shallow" not in vars(pipe)
     second = drawn(pipe, steps=4, cache=2)
@@ -94,7 +94,7 @@ def test_a_bundle_without_the_network_refuses_a_cache(copied: Path) -> None:
     raw = json.loads(file.read_text())
     del raw["networks"]["unet_shallow"]
     file.write_text(json.dumps(raw))
-    pipe = sdfast.load(copied, threads=1)
+    pipe = sdfast.load(copied, "onnxruntime", threads=1)
     assert pipe(PROMPT, steps=1).images
     with pytest.raises(InvalidRequest, match="has no unet_shallow, which cached steps run: leave"):
         pipe(PROMPT, steps=1, cache=3)

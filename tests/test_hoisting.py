@@ -34,7 +34,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
         if (model, form) not in made:
             folder = tmp_path_factory.mktemp(f"{model}-{form}")
             write_bundle(folder, MODELS[model], FORMS[form])
-            made[model, form] = sdfast.load(folder, threads=1)
+            made[model, form] = sdfast.load(folder, "onnxruntime", threads=1)
         return made[model, form]
 
     return load

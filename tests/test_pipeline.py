@@ -39,7 +39,7 @@ def test_the_same_seed_gives_the_same_picture(demo: sdfast.Pipeline) -> None:
 
 @pytest.fixture(scope="module")
 def one_thread() -> sdfast.Pipeline:
-    return sdfast.load("demo", threads=1)
+    return sdfast.load("demo", "onnxruntime", threads=1)
 
 
 @pytest.mark.parametrize("sampler", samplers.names())
@@ -218,7 +218,7 @@ def test_progress_is_told_and_false_cancels(demo: sdfast.Pipeline) -> None:
 
 
 def test_a_closed_pipeline_opens_again() -> None:
-    pipe = sdfast.load("demo", threads=1)
+    pipe = sdfast.load("demo", "onnxruntime", threads=1)
     first = pipe(PROMPT, seed=0, steps=2).images[0]
     pipe.close()
     assert levels_apart(first, pipe(PROMPT, seed=0, steps=2).images[0]) == 0

@@ -224,7 +224,7 @@ def test_the_pipeline_decodes_in_tiles(
     prompt = "a large green star on a white background"
     whole, cut = (
         np.asarray(pipe(prompt, **request).images[0], np.float64)
-        for pipe in (demo, sdfast.load("demo", tile=128))
+        for pipe in (demo, sdfast.load("demo", "onnxruntime", tile=128))
     )
     # The same picture, though after few steps no finished one: the decoder's tones differ by more.
     assert 30 < decibels(cut - whole) < np.inf
