@@ -91,18 +91,19 @@ def measure(plan: Plan, progress: Progress = lambda cost, doing: None) -> Result
     for task in plan.todo:
         doing = f"{task.case}, {'first start' if task.round == FIRST_START else task.round}"
         progress(done, doing)
-        share = task.cost / (task.job.first_steps + task.job.runs * task.job.steps)
-
-        def advance(count: int, begun: float = done, share: float = share, d: str = doing) -> None:
-            progress(begun + share * count, d)
-
-        record = run(task, advance)
+        record = run(task, _advancing(progress, done, task, doing))
         others = [r for r in results.records if (r.case, r.round) != (task.case, task.round)]
         results = replace(results, records=(*others, record))
         save(results, plan.out / RESULTS)
         done += task.cost
     progress(done, "done")
     return results
+
+
+def _advancing(progress: Progress, begun: float, task: Task, doing: str) -> Callable[[int], None]:
+    """Tells how far a task is that began at that cost, from its steps."""
+    share = task.cost / (task.job.first_steps + task.job.runs * task.job.steps)
+    return lambda count: progress(begun + share * count, doing)
 
 
 # --- one process ----------------------------------------------------------------------------------

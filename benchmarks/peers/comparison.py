@@ -12,6 +12,7 @@ was stopped; then `report.md`, the plots, and each peer's last picture.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -166,6 +167,8 @@ def _peers(options: Options, bundle: Bundle) -> Iterator[Peer]:
     for name, given in {SDFAST: {}, **options.variants}.items():
         if name in NAMES and given:
             raise InvalidRequest(f"variant {name!r} has the name of a peer: choose another")
+        if not re.fullmatch(r"\w[\w.-]*", name):  # it names files
+            raise InvalidRequest(f"variant {name!r} must be named by letters, digits, . - and _")
         if name != SDFAST or name in options.peers:
             yield _sdfast(name, {**options.load, **given}, bundle)
     yield from (peer for peer in PEERS if peer.name in options.peers)

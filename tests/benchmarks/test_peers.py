@@ -198,6 +198,8 @@ def test_a_variant_is_read_with_its_types() -> None:
         ({"steps": 0}, "steps is 0"),
         ({"bundle": "nothing"}, "no bundle 'nothing'"),
         ({"variants": {"diffusers": {"steps": 1}}}, "has the name of a peer"),
+        ({"variants": {"../v": {"steps": 1}}}, "must be named by letters"),
+        ({"variants": {"..": {"steps": 1}}}, "must be named by letters"),
         ({"variants": {"v": {"speed": 1}}}, "speed is no option of loading a bundle"),
         ({"variants": {"v": {"bundle": "nothing"}}}, "no bundle 'nothing'"),
     ],
