@@ -148,6 +148,16 @@ def variant(text: str) -> tuple[str, dict[str, Any]]:
     return name, {key.strip(): _value(value.strip()) for key, _, value in pairs}
 
 
+def variants(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Several of them by name. Raises InvalidRequest."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, options in map(variant, texts):
+        if name in found:
+            raise InvalidRequest(f"variant {name!r} is given twice: choose another name for one")
+        found[name] = options
+    return found
+
+
 def _value(text: str) -> Any:
     try:
         return json.loads(text)

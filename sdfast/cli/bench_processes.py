@@ -163,7 +163,7 @@ def bench_peers(
         bundle=bundle,
         checkpoint=checkpoint,
         peers=module.NAMES if names == ("all",) else names,
-        variants=dict(module.variant(text) for text in variants),
+        variants=module.variants(variants),
         load=_given(**load),
         steps=steps,
         size=size,

@@ -185,6 +185,8 @@ def test_a_variant_is_read_with_its_types() -> None:
     for text in ("fast", "fast:", ":cache=3", "fast:cache", "fast:cache="):
         with pytest.raises(InvalidRequest, match="must be NAME:OPTION=VALUE"):
             comparison.variant(text)
+    with pytest.raises(InvalidRequest, match="'a' is given twice"):
+        comparison.variants(["a:cache=1", "b:cache=1", "a:cache=2"])
 
 
 @pytest.mark.parametrize(
