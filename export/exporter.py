@@ -19,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 from .. import bundle
 from ..backends import Options
 from ..bundle import Bundle, Difference, Graph, Manifest, Network, Tokenizer
-from ..errors import CheckpointError, VerificationError
+from ..errors import CheckpointError, RecipeError, VerificationError
 from ..pipeline import Pipeline
 from ..tensors import TensorSpec
 from . import (
@@ -30,6 +30,7 @@ from . import (
     lora,
     manifest,
     precision,
+    quantization,
     reuse,
     sources,
     verify,
@@ -111,6 +112,13 @@ class _Work:
         self.unit = manifest.unit(self.checkpoint)
         self.stages = sum(map(len, self.plans.values())) + 3
         self.magnitudes: dict[str, dict[str, float]] = {}
+        self.spans: dict[str, quantization.Spans] = {}
+        if self._int8() and self.checkpoint.task != "text":
+            raise RecipeError(
+                "int8 is calibrated on pictures that are drawn from text alone, which this "
+                f"checkpoint (for the task {self.checkpoint.task}) does not: export it in fp32, "
+                "fp16 or bf16"
+            )
 
     def run(self, name: str, notes: tuple[str, ...]) -> Manifest:
         """Writes all files but bundle.json, and returns what that says."""
@@ -128,6 +136,8 @@ class _Work:
         tokenizers = self._tokenizers()
         if self.magnitudes:
             precision.write_report(self.folder / "magnitudes.json", self.magnitudes)
+        if self.spans:
+            quantization.write_report(self.folder / "ranges.json", self.spans)
         self._tell("computing checksums")
         return replace(
             described,
@@ -168,9 +178,12 @@ class _Work:
         if self.other is not None or self.checkpoint.task != "text" or not needed:
             return None
         self._tell("drawing a picture with torch")
-        return drawing.draw(
-            self.checkpoint, self.plans, Bundle(self.folder, described), self.recipe.options
-        )
+        pictured = Bundle(self.folder, described)
+        first = drawing.request(pictured, self.recipe.options)
+        more = drawing.more_requests() if self._int8() else []
+        drawn = drawing.draw(self.checkpoint, self.plans, pictured, first)
+        self.more = [drawing.draw(self.checkpoint, self.plans, pictured, r) for r in more]
+        return drawn
 
     def _component(
         self, part: str, planned: list[Planned], linked: Mapping[str, weights.Place]
@@ -187,9 +200,7 @@ class _Work:
         models, forms = {}, {}
         for p in planned:
             models[p.name] = p.graph.model()
-            forms[p.name] = precision.convert(
-                models[p.name], p.graph.weights, self._precision(p.name), kept[p.name]
-            )
+            forms[p.name] = self._converted(p, models[p.name], kept[p.name])
         # Before nodes are added that backends fold away when they load a graph (weights.py).
         counts = {name: operators(model) for name, model in models.items()}
         stored = self._lay(part, [(models[p.name], forms[p.name]) for p in planned], linked)
@@ -207,6 +218,15 @@ class _Work:
             )
         return made
 
+    def _converted(
+        self, p: Planned, model: onnx.ModelProto, kept: tuple[str, ...]
+    ) -> dict[str, weights.Weight]:
+        """Gives the graph its precision; returns its weights."""
+        kind = self._precision(p.name)
+        if kind == "int8":
+            return quantization.convert(model, p.graph.weights, self.spans[p.name])
+        return precision.convert(model, p.graph.weights, kind, kept)
+
     def _lay(
         self,
         part: str,
@@ -223,10 +243,12 @@ class _Work:
         return weights.files(model for model, _ in graphs)
 
     def _kept(self, planned: list[Planned], component: Component) -> dict[str, tuple[str, ...]]:
-        """The tensors that real prompts, or else random inputs, make too large for float16."""
+        """What stays float32: the tensors that real prompts, or else random inputs, make too large
+        for float16; the products that int8 leaves out. Also finds the ranges of int8's tensors."""
         kept: dict[str, tuple[str, ...]] = {p.name: () for p in planned}
         halves = [p for p in planned if self._precision(p.name) == "fp16"]
-        if not halves:
+        bytes_ = [p for p in planned if self._precision(p.name) == "int8"]
+        if not halves and not bytes_:
             return kept
         if self.other is not None:
             theirs = self.other.manifest.networks
@@ -243,15 +265,32 @@ class _Work:
                 feeds = [verify.feed(p, seen, opened.hoisted) for seen in self._seen(p)]
                 self.magnitudes[p.name] = precision.magnitudes(exact / f"{p.name}.onnx", feeds)
                 kept[p.name] = precision.too_large(self.magnitudes[p.name])
+            for p in bytes_:
+                self._tell(f"looking for the ranges of {p.name}", advance=0)
+                feeds = (verify.feed(p, seen, opened.hoisted) for seen in self._every(p))
+                model = p.graph.model()
+                names = quantization.rounded(model, p.graph.weights)
+                self.spans[p.name] = quantization.spans(exact / f"{p.name}.onnx", names, feeds)
+                kept[p.name] = quantization.left_out(model, p.graph.weights)
         return kept
 
     def _seen(self, p: Planned) -> list[verify.Values]:
         """What the network reads when torch draws, or random values where it does not."""
         if self.drawn is not None:
-            return [self._adapted(p, values) for values in self.drawn.seen[p.name]]
+            seen = self.drawn.seen[p.name]
+            chosen = {0, len(seen) // 2, len(seen) - 1}  # the beginning, the middle and the end
+            return [self._adapted(p, seen[k]) for k in sorted(chosen)]
         options, side = self.recipe.options, 4 * self.unit
         shapes = p.shapes(1, options.height or side, options.width or side)
         return [verify.random_inputs(p, shapes, 0)]
+
+    def _every(self, p: Planned) -> list[verify.Values]:
+        """What the network reads at every step of every picture that torch draws."""
+        drawn = [self.drawn, *self.more] if self.drawn is not None else []
+        return [self._adapted(p, values) for one in drawn for values in one.seen[p.name]]
+
+    def _int8(self) -> bool:
+        return "int8" in self.recipe.precision.values()
 
     def _adapted(self, p: Planned, values: verify.Values) -> verify.Values:
         """What a run brought, and random values for what it had no need of."""

@@ -31,12 +31,14 @@ class Weight:
     rows: of one tensor alone those from the first of these numbers to before the second, if given
     turned: whether the axes of the (two-dimensional) tensor are then swapped
     shape: in the graph
+    scales: whether it is not the weight but, for each output, the step of its int8 form
     """
 
     parts: tuple[str, ...]
     rows: tuple[int, int] | None
     turned: bool
     shape: tuple[int, ...]
+    scales: bool = False
 
 
 class Graph:

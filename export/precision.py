@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,6 @@ def types(model: onnx.ModelProto) -> dict[str, int]:
 def magnitudes(file: Path, feeds: Iterable[Mapping[str, NDArray[np.generic]]]) -> dict[str, float]:
     """The largest magnitude of every float32 tensor that the graph in `file` computes, over all
     the inputs given. Not finite where float32 itself overflows."""
-    import onnxruntime
-
     model = onnx.load(file, load_external_data=False)
     floats = {name for name, kind in types(model).items() if kind == TensorProto.FLOAT}
     names = [o for node in model.graph.node for o in node.output if o in floats]
@@ -65,7 +63,22 @@ def magnitudes(file: Path, feeds: Iterable[Mapping[str, NDArray[np.generic]]]) -
         model.graph.node.append(helper.make_node("Abs", [name], [f"{name}@abs"]))
         model.graph.node.append(helper.make_node("ReduceMax", [f"{name}@abs"], [size], keepdims=0))
         model.graph.output.append(helper.make_tensor_value_info(size, TensorProto.FLOAT, []))
-    looked_at = file.with_suffix(".magnitudes.onnx")  # beside the weights that it points into
+    largest = dict.fromkeys(names, 0.0)
+    for values in observed(model, file, feeds):
+        for name, value in zip(names, values, strict=True):
+            # max() would drop a NaN.
+            largest[name] = float(np.maximum(largest[name], np.nan_to_num(value, nan=np.inf)))
+    return largest
+
+
+def observed(
+    model: onnx.ModelProto, file: Path, feeds: Iterable[Mapping[str, NDArray[np.generic]]]
+) -> Iterator[list[NDArray[Any]]]:
+    """The outputs of a graph, for each of the inputs. file: what the graph was made of, whose
+    weights it points into."""
+    import onnxruntime
+
+    looked_at = file.with_suffix(".observed.onnx")
     looked_at.write_bytes(model.SerializeToString())
     options: Any = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -76,12 +89,8 @@ def magnitudes(file: Path, feeds: Iterable[Mapping[str, NDArray[np.generic]]]) -
         session = onnxruntime.InferenceSession(str(looked_at), options, **kept)
     finally:
         looked_at.unlink()
-    largest = dict.fromkeys(names, 0.0)
     for feed in feeds:
-        for name, value in zip(names, session.run(None, dict(feed)), strict=True):
-            # max() would drop a NaN.
-            largest[name] = float(np.maximum(largest[name], np.nan_to_num(value, nan=np.inf)))
-    return largest
+        yield session.run(None, dict(feed))
 
 
 def too_large(largest: Mapping[str, float]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .. import samplers, schedules
 from ..bundle import FAMILIES, Defaults
 from ..errors import RecipeError, nearest
-from ..networks import NETWORKS, PRECISIONS
+from ..networks import NETWORKS, PRECISIONS, QUANTIZED
 from ..ranges import Choice, Flag, Range
 from ..request import MAX_STEPS
 from ..store import packaged
@@ -168,9 +168,15 @@ def require_fit(recipe: Recipe, checkpoint: Checkpoint) -> None:
 
 
 def at_precision(recipe: Recipe, precision: str) -> Recipe:
-    """The recipe with every network in one precision. Raises RecipeError for an unknown one."""
+    """The recipe with every network in one precision; at int8, all but sdfast.networks.QUANTIZED
+    are fp32. Raises RecipeError for an unknown one."""
     check_precision(precision)
-    return replace(recipe, precision=dict.fromkeys(recipe.networks, precision))
+    return replace(recipe, precision=_at(precision, recipe.networks))
+
+
+def _at(precision: str, networks: tuple[str, ...]) -> Mapping[str, str]:
+    exact = networks if precision != "int8" else ()
+    return {n: precision if n in exact or n in QUANTIZED else "fp32" for n in networks}
 
 
 def check_precision(precision: str) -> None:
@@ -235,7 +241,7 @@ def _recipe(root: Value, backend: str) -> Recipe:
         name=root.file.stem,
         family=family,
         networks=networks,
-        precision={n: form.precision["unet" if n in HOISTED else n] for n in networks},
+        precision={n: _of_network(n, form.precision) for n in networks},
         layout=form.layout,
         options=Options(
             **form.graph, height=_fixed(profiles["height"]), width=_fixed(profiles["width"])
@@ -244,6 +250,13 @@ def _recipe(root: Value, backend: str) -> Recipe:
         defaults=_defaults(root, given.get("defaults"), "unet" in listed),
         purpose=given["purpose"].text(),
     )
+
+
+def _of_network(name: str, listed: Mapping[str, str]) -> str:
+    """A listed network's precision, or a hoisted one's: the U-Net's, but never int8."""
+    if name not in HOISTED:
+        return listed[name]
+    return listed["unet"] if listed["unet"] != "int8" else "fp32"
 
 
 def _networks(value: Value, family: str) -> tuple[str, ...]:
@@ -282,8 +295,11 @@ def _form(given: Mapping[str, Value], listed: tuple[str, ...], base: _Form | Non
 def _precision(value: Value, listed: tuple[str, ...], base: Mapping[str, str]) -> Mapping[str, str]:
     allowed = Choice(PRECISIONS)
     if isinstance(value.value, str):
-        return dict.fromkeys(listed, value.within(allowed))
+        return _at(value.within(allowed), listed)
     given = value.entries(*(((), listed) if base else (listed, ())))
+    for name, one in given.items():
+        if one.within(allowed) == "int8" and name not in QUANTIZED:
+            raise one.wrong(f"is int8, which {', '.join(QUANTIZED)} alone can be")
     return {**base, **{name: one.within(allowed) for name, one in given.items()}}
 
 

@@ -30,6 +30,11 @@ def recipe(other: Bundle, checkpoint: Checkpoint, usual: Recipe) -> Recipe:
                 f"the checkpoint is {ours}, bundle {theirs.name} {known}: its graphs are for "
                 "another kind; export without --graph-from"
             )
+    if "int8" in {network.precision for network in theirs.networks.values()}:
+        raise CheckpointError(
+            f"bundle {theirs.name} is int8: its graphs hold the ranges of its own checkpoint's "
+            "activations, which another's leave; export without --graph-from"
+        )
     if "preview" in checkpoint.components and "preview_decoder" not in theirs.networks:
         raise CheckpointError(
             f"bundle {theirs.name} has no graph for a preview: leave --preview or --graph-from out"

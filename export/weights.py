@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -29,9 +29,10 @@ _TYPES = {
     TensorProto.FLOAT: torch.float32,
     TensorProto.FLOAT16: torch.float16,
     TensorProto.BFLOAT16: torch.bfloat16,
+    TensorProto.INT8: torch.int8,
 }
 _ELEMENTS = {dtype: element for element, dtype in _TYPES.items()}
-_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
 _ALIGNMENT = 64  # of the first tensor; each is then aligned to its elements, mostly to more
 
 
@@ -45,8 +46,16 @@ class Place:
 
 
 def assemble(target: torch.Tensor, weight: Weight, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Writes the initializer's values to `target`, converting to its type: one pass over them."""
+    """Writes the initializer's values to `target`, converting to its type: one pass over them, or
+    for int8 and its scales a few over a float32 copy."""
     parts = [_rows(tensors[part], weight) for part in weight.parts]
+    if weight.scales or target.dtype == torch.int8:
+        exact = torch.cat([part.float() for part in parts])
+        scales = _scales(exact)
+        if weight.scales:
+            target.copy_(scales)
+            return
+        parts = [(exact.flatten(1) / scales[:, None]).round_().view(exact.shape)]
     count = sum(part.shape[0] for part in parts)
     whole = target.T if weight.turned else target.view(count, *parts[0].shape[1:])
     start = 0
@@ -56,6 +65,12 @@ def assemble(target: torch.Tensor, weight: Weight, tensors: Mapping[str, torch.T
         start = end
 
 
+def _scales(weight: torch.Tensor) -> torch.Tensor:
+    """For each output the step by which int8's 127 reaches the largest of its weights."""
+    largest = weight.abs().flatten(1).amax(1)
+    return torch.where(largest > 0, largest / 127, 1.0)
+
+
 def as_graph(
     graphs: Iterable[tuple[onnx.ModelProto, Mapping[str, Weight]]],
     tensors: Mapping[str, torch.Tensor],
@@ -63,22 +78,9 @@ def as_graph(
 ) -> None:
     """Writes what the graphs read to `file`, which will lie in their folder, and points them."""
     graphs = list(graphs)
-    stored: dict[str, tuple[Weight, torch.dtype]] = {}
-    names: dict[tuple[Weight, torch.dtype], str] = {}
-    for model, weights in graphs:
-        for pointer in _pointers(model):
-            form = weights[pointer.name], _TYPES[pointer.data_type]
-            if form not in names:
-                names[form] = _free(pointer.name, stored)
-                stored[names[form]] = form
-    sizes = {name: (dtype, weight.shape) for name, (weight, dtype) in stored.items()}
-    order, places = _layout(sizes, file.name)
-    for name, target in _written(file, sizes, order):
-        assemble(target, stored[name][0], tensors)
-    for model, weights in graphs:
-        for pointer in _pointers(model):
-            form = weights[pointer.name], _TYPES[pointer.data_type]
-            _point(pointer, places[names[form]])
+    forms = _forms(graphs, lambda pointer, weight: True)
+    places = _laid(file, {name: _as_read(form, tensors) for name, form in forms.items()})
+    _point_forms(graphs, forms, places)
 
 
 def as_checkpoint(
@@ -90,21 +92,84 @@ def as_checkpoint(
     """Writes the checkpoint's tensors that the graphs need to `file`, and has the graphs make of
     them what they read. linked: tensors that lie in other files of the folder already."""
     graphs, linked = list(graphs), linked or {}
-    needed = sorted(
-        {
-            part
-            for model, weights in graphs
-            for p in _pointers(model)
-            for part in weights[p.name].parts
-        }
-    )
-    own = {n: (tensors[n].dtype, tuple(tensors[n].shape)) for n in needed if n not in linked}
-    order, places = _layout(own, file.name)
-    if own:
-        for name, target in _written(file, own, order):
-            target.copy_(tensors[name])
+    needed = {
+        part
+        for model, weights in graphs
+        for p in _pointers(model)
+        if not _is_int8(p, weights[p.name])
+        for part in weights[p.name].parts
+    }
+    own = {name: _as_is(tensors[name]) for name in sorted(needed - set(linked))}
+    forms = _forms(graphs, _is_int8)  # which the checkpoint does not have
+    places = _laid(file, own | {name: _as_read(form, tensors) for name, form in forms.items()})
+    _point_forms(graphs, forms, places)
     for model, weights in graphs:
         _restore(model, weights, tensors, {**linked, **places})
+
+
+_Form = tuple[Weight, torch.dtype]
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor to write, and what writes it."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    fill: Callable[[torch.Tensor], object]
+
+
+def _as_is(tensor: torch.Tensor) -> _Stored:
+    return _Stored(tensor.dtype, tuple(tensor.shape), lambda target: target.copy_(tensor))
+
+
+def _as_read(form: _Form, tensors: Mapping[str, torch.Tensor]) -> _Stored:
+    weight, dtype = form
+    return _Stored(dtype, weight.shape, lambda target: assemble(target, weight, tensors))
+
+
+def _is_int8(pointer: TensorProto, weight: Weight) -> bool:
+    """Whether it is an int8 weight or the scales of one."""
+    return weight.scales or pointer.data_type == TensorProto.INT8
+
+
+def _forms(
+    graphs: Iterable[tuple[onnx.ModelProto, Mapping[str, Weight]]],
+    wanted: Callable[[TensorProto, Weight], bool],
+) -> dict[str, _Form]:
+    """What those initializers are that are wanted, each once, by the names they are stored by."""
+    stored: dict[str, _Form] = {}
+    known: set[_Form] = set()
+    for model, weights in graphs:
+        for pointer in _pointers(model):
+            form = weights[pointer.name], _TYPES[pointer.data_type]
+            if wanted(pointer, form[0]) and form not in known:
+                known.add(form)
+                stored[_free(pointer.name, stored)] = form
+    return stored
+
+
+def _point_forms(
+    graphs: Iterable[tuple[onnx.ModelProto, Mapping[str, Weight]]],
+    forms: Mapping[str, _Form],
+    places: Mapping[str, Place],
+) -> None:
+    names = {form: name for name, form in forms.items()}
+    for model, weights in graphs:
+        for pointer in _pointers(model):
+            form = weights[pointer.name], _TYPES[pointer.data_type]
+            if form in names:
+                _point(pointer, places[names[form]])
+
+
+def _laid(file: Path, stored: Mapping[str, _Stored]) -> dict[str, Place]:
+    """Writes a file of these tensors, if there are any; returns where each lies."""
+    sizes = {name: (one.dtype, one.shape) for name, one in stored.items()}
+    order, places = _layout(sizes, file.name)
+    if stored:
+        for name, target in _written(file, sizes, order):
+            stored[name].fill(target)
+    return places
 
 
 def as_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -131,8 +196,10 @@ def _restore(
 ) -> None:
     """Has nodes make the initializers out of the checkpoint's tensors."""
     nodes, raw = [], dict[str, TensorProto]()
-    wanted = [(p.name, p.data_type, weights[p.name]) for p in _pointers(model)]
-    kept = [i for i in model.graph.initializer if i.data_location != TensorProto.EXTERNAL]
+    pointers = [p for p in _pointers(model) if not _is_int8(p, weights[p.name])]
+    wanted = [(p.name, p.data_type, weights[p.name]) for p in pointers]
+    made = {name for name, _, _ in wanted}
+    kept = [i for i in model.graph.initializer if i.name not in made]
     for name, element, weight in wanted:
         parts = []
         for part in weight.parts:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .bundle import Context, Manifest, Network
 
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 NETWORKS = (
     *TEXT_ENCODERS,
@@ -22,6 +22,8 @@ NETWORKS = (
     "preview_decoder",
     "controlnet",
 )
+QUANTIZED = ("unet", "unet_adapters", "vae_decoder")
+"""The networks that can be int8: those whose time counts."""
 
 
 def wrong(manifest: Manifest) -> Iterator[str]:

@@ -79,7 +79,7 @@ def rename(raw: dict[str, Any], network: str, old: str, new: str) -> None:
         (lambda raw: raw["networks"]["unet"].update(file="other.onnx"), "files lacks"),
         (lambda raw: raw["networks"]["unet"].update(weights=["x"]), "files lacks"),
         (lambda raw: raw["networks"]["unet"].update(weights="x"), "unet.weights is str"),
-        (lambda raw: raw["networks"]["unet"].update(precision="int8"), "fp32, fp16, bf16"),
+        (lambda raw: raw["networks"]["unet"].update(precision="int4"), "fp32, fp16, bf16, int8"),
         (lambda raw: raw["networks"]["unet"]["graph"]["plain"].update(Add="7"), "plain.Add is str"),
         (lambda raw: raw["networks"].update(refiner=raw["networks"]["unet"]), "has refiner; known"),
         (lambda raw: raw["networks"].pop("text_encoder"), "lacks a text encoder"),
