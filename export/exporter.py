@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import math
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from torch import nn
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from .. import bundle
@@ -23,6 +23,7 @@ from ..errors import CheckpointError, RecipeError, VerificationError
 from ..pipeline import Pipeline
 from ..tensors import TensorSpec
 from . import (
+    calibration,
     destination,
     drawing,
     embeddings,
@@ -36,6 +37,7 @@ from . import (
     verify,
     weights,
 )
+from .calibration import Runs
 from .components import Checkpoint, Component
 from .graph import OPSET, operators
 from .plan import Planned, plan
@@ -111,9 +113,9 @@ class _Work:
         self.plans = plan(self.checkpoint, self.recipe.options, self.recipe.networks)
         self.unit = manifest.unit(self.checkpoint)
         self.stages = sum(map(len, self.plans.values())) + 3
-        self.magnitudes: dict[str, dict[str, float]] = {}
-        self.spans: dict[str, quantization.Spans] = {}
-        if self._int8() and self.checkpoint.task != "text":
+        self.found = calibration.Findings()
+        self.int8 = "int8" in self.recipe.precision.values()
+        if self.int8 and self.checkpoint.task != "text":
             raise RecipeError(
                 "int8 is calibrated on pictures that are drawn from text alone, which this "
                 f"checkpoint (for the task {self.checkpoint.task}) does not: export it in fp32, "
@@ -125,7 +127,7 @@ class _Work:
         described = manifest.describe(name, self.checkpoint, self.recipe)
         if self.other is not None:
             described = reuse.described(described, self.other)
-        self.drawn = self._drawn(described)
+        self.runs = self._drawn(described)
         linked = links.link(self.checkpoint, self.folder) if self.settings.link else {}
         networks: dict[str, Network] = {}
         for part, planned in self.plans.items():
@@ -134,10 +136,7 @@ class _Work:
             reuse.require_same(networks, self.folder, self.other)
             notes += (f"graphs of {self.other.name}",)
         tokenizers = self._tokenizers()
-        if self.magnitudes:
-            precision.write_report(self.folder / "magnitudes.json", self.magnitudes)
-        if self.spans:
-            quantization.write_report(self.folder / "ranges.json", self.spans)
+        self.found.write(self.folder)
         self._tell("computing checksums")
         return replace(
             described,
@@ -155,13 +154,14 @@ class _Work:
     def draw(self, whole: Manifest) -> None:
         """Draws torch's picture with the bundle, and refuses it where the two differ."""
         halves = {network.precision for network in whole.networks.values()}
-        if self.drawn is None or "bf16" in halves:  # no runtime of this machine draws with it
+        picture = self.runs.picture
+        if picture is None or "bf16" in halves:  # no runtime of this machine draws with it
             return
         self._tell("drawing a picture")
         pipeline = Pipeline(Bundle(self.folder, whole), "onnxruntime", Options(precision="fp32"))
         got = np.asarray(pipeline(drawing.request(pipeline.bundle, self.recipe.options)).images[0])
         pipeline.close()
-        decibels = verify.psnr(got, self.drawn.image)
+        decibels = verify.psnr(got, picture.image)
         coarsest = min(verify.BOUNDS[n.precision].decibels for n in whole.networks.values())
         if not decibels >= coarsest:
             raise VerificationError(
@@ -172,18 +172,17 @@ class _Work:
         note = f"picture of {drawing.STEPS} steps: {gap}"
         bundle.write(self.folder, replace(whole, notes=(*whole.notes, note)))
 
-    def _drawn(self, described: Manifest) -> drawing.Drawing | None:
-        """torch's picture, where the checkpoint draws from text alone."""
+    def _drawn(self, described: Manifest) -> Runs:
+        """torch's pictures, where the checkpoint draws from text alone."""
         needed = {"unet", "vae_decoder"} <= set(self.recipe.networks)
         if self.other is not None or self.checkpoint.task != "text" or not needed:
-            return None
+            return Runs(None, (), self.unit, self.recipe.options)
         self._tell("drawing a picture with torch")
         pictured = Bundle(self.folder, described)
-        first = drawing.request(pictured, self.recipe.options)
-        more = drawing.more_requests() if self._int8() else []
-        drawn = drawing.draw(self.checkpoint, self.plans, pictured, first)
-        self.more = [drawing.draw(self.checkpoint, self.plans, pictured, r) for r in more]
-        return drawn
+        asked = [drawing.request(pictured, self.recipe.options)]
+        asked += drawing.more_requests() if self.int8 else []
+        first, *others = (drawing.draw(self.checkpoint, self.plans, pictured, one) for one in asked)
+        return Runs(first, tuple(others), self.unit, self.recipe.options)
 
     def _component(
         self, part: str, planned: list[Planned], linked: Mapping[str, weights.Place]
@@ -193,14 +192,13 @@ class _Work:
         examples: dict[str, list[verify.Example]] = {}
         if self.other is None:
             module = component.module()
-            options = self.recipe.options
-            examples = {p.name: verify.examples(p, module, self.unit, options) for p in planned}
+            examples = {p.name: self._examples(p, module) for p in planned}
             del module
-        kept = self._kept(planned, component)
+        self._calibrate(planned, component)
         models, forms = {}, {}
         for p in planned:
             models[p.name] = p.graph.model()
-            forms[p.name] = self._converted(p, models[p.name], kept[p.name])
+            forms[p.name] = self._converted(p, models[p.name])
         # Before nodes are added that backends fold away when they load a graph (weights.py).
         counts = {name: operators(model) for name, model in models.items()}
         stored = self._lay(part, [(models[p.name], forms[p.name]) for p in planned], linked)
@@ -214,18 +212,23 @@ class _Work:
             self._tell(f"exporting {p.name}")
             found = self._checked(p, component, opened, examples.get(p.name, []))
             made[p.name] = self._network(
-                p, models[p.name], forms[p.name], stored, kept[p.name], found, counts[p.name]
+                p, models[p.name], forms[p.name], stored, found, counts[p.name]
             )
         return made
 
-    def _converted(
-        self, p: Planned, model: onnx.ModelProto, kept: tuple[str, ...]
-    ) -> dict[str, weights.Weight]:
+    def _examples(self, p: Planned, module: nn.Module) -> list[verify.Example]:
+        """What the network is checked on: random values, or where it is int8, whose ranges are
+        those of real runs, what torch's picture brought."""
+        if self._precision(p.name) != "int8":
+            return verify.examples(p, module, self.unit, self.recipe.options)
+        return [verify.example(p, module, values) for values in self.runs.few(p)]
+
+    def _converted(self, p: Planned, model: onnx.ModelProto) -> dict[str, weights.Weight]:
         """Gives the graph its precision; returns its weights."""
         kind = self._precision(p.name)
         if kind == "int8":
-            return quantization.convert(model, p.graph.weights, self.spans[p.name])
-        return precision.convert(model, p.graph.weights, kind, kept)
+            return quantization.convert(model, p.graph.weights, self.found.spans[p.name])
+        return precision.convert(model, p.graph.weights, kind, self.found.kept.get(p.name, ()))
 
     def _lay(
         self,
@@ -242,60 +245,20 @@ class _Work:
             weights.as_graph(graphs, tensors, file)
         return weights.files(model for model, _ in graphs)
 
-    def _kept(self, planned: list[Planned], component: Component) -> dict[str, tuple[str, ...]]:
-        """What stays float32: the tensors that real prompts, or else random inputs, make too large
-        for float16; the products that int8 leaves out. Also finds the ranges of int8's tensors."""
-        kept: dict[str, tuple[str, ...]] = {p.name: () for p in planned}
-        halves = [p for p in planned if self._precision(p.name) == "fp16"]
-        bytes_ = [p for p in planned if self._precision(p.name) == "int8"]
-        if not halves and not bytes_:
-            return kept
+    def _calibrate(self, planned: list[Planned], component: Component) -> None:
         if self.other is not None:
             theirs = self.other.manifest.networks
-            return kept | {p.name: theirs[p.name].kept for p in halves}
-        with tempfile.TemporaryDirectory(dir=self.folder, prefix="calibration-") as place:
-            exact = Path(place)
-            graphs = [(p.graph.model(), p.graph.weights) for p in planned]
-            weights.as_checkpoint(graphs, component.weights, exact / "weights.safetensors")
-            for p, (model, _) in zip(planned, graphs, strict=True):
-                (exact / f"{p.name}.onnx").write_bytes(model.SerializeToString())
-            opened = verify.Opened(exact, planned, lambda name: "fp32")
-            for p in halves:
-                self._tell(f"looking for what float16 cannot hold in {p.name}", advance=0)
-                feeds = [verify.feed(p, seen, opened.hoisted) for seen in self._seen(p)]
-                self.magnitudes[p.name] = precision.magnitudes(exact / f"{p.name}.onnx", feeds)
-                kept[p.name] = precision.too_large(self.magnitudes[p.name])
-            for p in bytes_:
-                self._tell(f"looking for the ranges of {p.name}", advance=0)
-                feeds = (verify.feed(p, seen, opened.hoisted) for seen in self._every(p))
-                model = p.graph.model()
-                names = quantization.rounded(model, p.graph.weights)
-                self.spans[p.name] = quantization.spans(exact / f"{p.name}.onnx", names, feeds)
-                kept[p.name] = quantization.left_out(model, p.graph.weights)
-        return kept
-
-    def _seen(self, p: Planned) -> list[verify.Values]:
-        """What the network reads when torch draws, or random values where it does not."""
-        if self.drawn is not None:
-            seen = self.drawn.seen[p.name]
-            chosen = {0, len(seen) // 2, len(seen) - 1}  # the beginning, the middle and the end
-            return [self._adapted(p, seen[k]) for k in sorted(chosen)]
-        options, side = self.recipe.options, 4 * self.unit
-        shapes = p.shapes(1, options.height or side, options.width or side)
-        return [verify.random_inputs(p, shapes, 0)]
-
-    def _every(self, p: Planned) -> list[verify.Values]:
-        """What the network reads at every step of every picture that torch draws."""
-        drawn = [self.drawn, *self.more] if self.drawn is not None else []
-        return [self._adapted(p, values) for one in drawn for values in one.seen[p.name]]
-
-    def _int8(self) -> bool:
-        return "int8" in self.recipe.precision.values()
-
-    def _adapted(self, p: Planned, values: verify.Values) -> verify.Values:
-        """What a run brought, and random values for what it had no need of."""
-        rows, _, height, width = values["latent"].shape if "latent" in values else (1, 0, 8, 8)
-        return {**verify.random_inputs(p, p.shapes(rows, height, width), 0), **values}
+            self.found.kept |= {p.name: theirs[p.name].kept for p in planned}
+            return
+        calibration.look(
+            component,
+            planned,
+            self._precision,
+            self.runs,
+            self.folder,
+            self.found,
+            lambda stage: self._tell(stage, advance=0),
+        )
 
     def _checked(
         self,
@@ -328,7 +291,6 @@ class _Work:
         model: onnx.ModelProto,
         form: Mapping[str, weights.Weight],
         stored: tuple[str, ...],
-        kept: tuple[str, ...],
         found: Difference,
         counts: dict[str, int],
     ) -> Network:
@@ -343,7 +305,7 @@ class _Work:
             outputs=_specs(model.graph.output),
             parameters=sum(int(np.prod(shape)) for shape in tensors.values()),
             precision=self._precision(p.name),
-            kept=kept,
+            kept=self.found.kept.get(p.name, ()),
             difference=found,
             graph=Graph(OPSET, named, counts, operators(p.plain.model())),
         )

@@ -121,9 +121,7 @@ def _at_the_border(node: onnx.NodeProto, weights: Mapping[str, Weight]) -> bool:
 class _Rounding:
     """One graph on its way to int8."""
 
-    def __init__(
-        self, model: onnx.ModelProto, weights: Mapping[str, Weight], found: Spans
-    ) -> None:
+    def __init__(self, model: onnx.ModelProto, weights: Mapping[str, Weight], found: Spans) -> None:
         self.graph, self.weights, self.found = model.graph, weights, found
         self.chosen = {node.name for node in layers(model, weights)}
         self.nodes: list[onnx.NodeProto] = []
