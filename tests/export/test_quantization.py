@@ -23,6 +23,7 @@ from sdfast.export.quantization import Span
 
 from .conftest import CheckpointOf
 
+CHECKPOINT = Path(__file__).parents[2] / "export" / "demo" / "checkpoint"
 RANDOM = torch.Generator().manual_seed(0)
 TENSORS = {
     "first.weight": torch.randn(32, 4, 3, 3, generator=RANDOM),
@@ -156,10 +157,10 @@ def test_products_run_in_kernels_of_integers(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def int8(checkpoint_of: CheckpointOf, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A whole model's bundle: U-Net and decoder int8, the rest as ever."""
+def int8(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The demo model's bundle: a trained one, whose error says something."""
     place = tmp_path_factory.mktemp("int8") / "bundle"
-    return export(checkpoint_of("sd15"), place, precision="int8")
+    return export(CHECKPOINT, place, recipe="demo", precision="int8")
 
 
 def test_a_bundle_says_what_is_int8_and_how_far_it_is(int8: Bundle) -> None:
@@ -173,7 +174,9 @@ def test_a_bundle_says_what_is_int8_and_how_far_it_is(int8: Bundle) -> None:
     ranges = json.loads((int8.path / "ranges.json").read_text())
     assert ranges.keys() == eight
     assert all(low <= high for low, high in ranges["unet"].values())
-    assert any(note.startswith("picture of") for note in int8.manifest.notes)
+    assert networks["unet"].difference.cosine > 0.99  # a trained model, several channels a group
+    (note,) = (note for note in int8.manifest.notes if note.startswith("picture of"))
+    assert float(note.split(": ")[1].split()[0]) >= 25  # decibels from torch's picture
 
 
 def test_the_unets_share_their_eight_bit_weights(int8: Bundle) -> None:
