@@ -22,7 +22,7 @@ NETWORKS = (
     "preview_decoder",
     "controlnet",
 )
-QUANTIZED = ("unet", "unet_adapters", "vae_decoder")
+QUANTIZED = ("unet", "unet_shallow", "unet_adapters", "vae_decoder")
 """The networks that can be int8: those whose time counts."""
 
 

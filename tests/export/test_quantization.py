@@ -166,7 +166,7 @@ def int8(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def test_a_bundle_says_what_is_int8_and_how_far_it_is(int8: Bundle) -> None:
     networks = int8.manifest.networks
     eight = {name for name, network in networks.items() if network.precision == "int8"}
-    assert eight == {"unet", "unet_adapters", "vae_decoder"}
+    assert eight == {"unet", "unet_shallow", "unet_adapters", "vae_decoder"}
     assert {n.precision for name, n in networks.items() if name not in eight} == {"fp32"}
     assert networks["unet"].kept == ("conv_in", "conv_out")
     assert verify.within(networks["unet"].difference, "int8", pixels=False)
@@ -211,7 +211,7 @@ def test_a_recipe_quantizes_what_can_be(tmp_path: Path) -> None:
     file.write_text(text.replace('precision = "fp32"', 'precision = "int8"'))
     precision = recipes.load(file).precision
     assert {n for n, kind in precision.items() if kind == "int8"} == {
-        *("unet", "unet_adapters", "vae_decoder")
+        *("unet", "unet_shallow", "unet_adapters", "vae_decoder")
     }
     named = "[backend.onnxruntime]\nprecision = {{ {} = 'int8' }}\n"
     file.write_text(text + named.format("vae_decoder"))
