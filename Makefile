@@ -25,6 +25,7 @@ lint: $(DEV_VENV)/installed
 
 # Results of another machine or version are not gone on with: give another OUT then.
 OUT ?= bench-results
+RUNS ?= 1
 PEERS := .venv-peers
 SD15 := $(OUT)/sd15
 
@@ -35,18 +36,25 @@ bench: $(DEV_VENV)/installed
 	$(DEV)/sdfast bench samplers --samplers euler,dpmpp_2m --steps 10,20 --prompts 24 \
 		--out $(OUT)/demo/samplers
 
-bench-sd15: $(SD15)/bundle/bundle.json
+bench-sd15: $(SD15)/bundle/bundle.json $(SD15)/int8/bundle.json
 	$(DEV)/sdfast bench peers --bundle $(SD15)/bundle --checkpoint $(SD15)/checkpoint \
-		--environments $(PEERS) --steps 20 --guidance 7.5 --runs 2 --out $(SD15)/peers
-	$(DEV)/sdfast bench pipeline --bundle $(SD15)/bundle --batch 1,2,4 --runs 2 \
-		--out $(SD15)/pipeline
+		--environments $(PEERS) --steps 20 --guidance 7.5 --runs $(RUNS) --out $(SD15)/peers \
+		--variant sdfast-spared:low_memory=true --variant sdfast-cached:cache=3 \
+		--variant sdfast-int8:bundle=$(SD15)/int8 \
+		--variant sdfast-int8-cached:bundle=$(SD15)/int8,cache=3
+	$(DEV)/sdfast bench pipeline --bundle $(SD15)/bundle --batch 1,2,4 --steps 4 \
+		--runs $(RUNS) --out $(SD15)/pipeline
 
 $(SD15)/bundle/bundle.json: $(SD15)/checkpoint/model_index.json
-	$(DEV)/sdfast export $(SD15)/checkpoint $(SD15)/bundle --overwrite
+	$(DEV)/sdfast export $(SD15)/checkpoint $(SD15)/bundle --backend openvino --overwrite
+
+$(SD15)/int8/bundle.json: $(SD15)/checkpoint/model_index.json
+	$(DEV)/sdfast export $(SD15)/checkpoint $(SD15)/int8 --backend openvino --precision int8 \
+		--overwrite
 
 $(SD15)/checkpoint/model_index.json: | $(DEV_VENV)/installed
-	$(DEV)/python -c "from pathlib import Path; from sdfast.export import random_checkpoint; \
-		random_checkpoint('sd15', Path('$(SD15)/checkpoint'))"
+	$(DEV)/python -c "from sdfast.export import random_checkpoint; \
+		random_checkpoint('sd15', '$(SD15)/checkpoint')"
 
 peers: $(patsubst benchmarks/peers/%.txt,$(PEERS)/%/installed,$(wildcard benchmarks/peers/*.txt))
 

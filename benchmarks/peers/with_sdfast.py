@@ -35,7 +35,8 @@ def main() -> None:
         )
         return result.images[0], {k: v for k, v in result.timings.items() if k != "total"}
 
-    report("loaded", settings={"backend": pipe.backend}, versions=versions(pipe.backend))
+    settings = {"backend": pipe.backend, "precision": pipe.precision}
+    report("loaded", settings=settings, versions=versions(pipe.backend))
     draw_all(job, report, draw)
 
 

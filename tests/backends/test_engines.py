@@ -24,11 +24,13 @@ def tensors(rows: int, side: int, seed: int = 0) -> dict[str, Tensor]:
     rng = np.random.default_rng(seed)
     unet = DEMO.manifest.networks["unet"]
     times, keys_values = (unet.inputs[name].shape[-1] for name in ("time", "keys_values"))
+    features = unet.outputs["features"].shape[1]
     arrays = {
         "latent": rng.standard_normal((rows, 4, side, side), np.float32),
         "time": rng.standard_normal((rows, times), np.float32),
         "keys_values": rng.standard_normal((rows, 77, keys_values), np.float32),
         "noise": np.full((rows, 4, side, side), np.nan, np.float32),
+        "features": np.empty((rows, features, side, side), np.float32),
     }
     return {name: Tensor.from_dlpack(array) for name, array in arrays.items()}
 
