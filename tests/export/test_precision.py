@@ -146,7 +146,7 @@ def test_openvino_runs_bf16(sdxl: Checkpoint, tmp_path: Path) -> None:
     hint = {"INFERENCE_PRECISION_HINT": "f32"}  # what the graph says, and nothing narrower
     network = core.compile_model(str(tmp_path / "unet.onnx"), "CPU", hint)
     for example in verify.examples(p, component.module(), manifest.unit(sdxl), options):
-        (noise,) = network(verify.feed(p, example.inputs, {})).values()
+        noise = network(verify.feed(p, example.inputs, {}))["noise"]
         found = verify.compare(noise, example.expected["noise"].numpy())
         assert verify.within(found, "bf16", pixels=False), found
         assert found.relative > 1e-4  # it is bfloat16 indeed
