@@ -47,7 +47,8 @@ class Request:
     rng: "philox" draws the noise that PyTorch draws on CUDA, "torch" what it draws on a CPU
     cache: 1…1000, every how many evaluations the whole U-Net runs; between them its outermost part
         does alone, with what the whole left (arXiv:2312.00858), which takes a part of the time for
-        nearly the same picture. A tuple names those that run the whole: (0, 1, 3, 6, 10)
+        nearly the same picture. A tuple names those that run the whole: (0, 1, 3, 6, 10). "auto":
+        3, or 2 for a sampler that draws noise between its steps
     """
 
     prompt: str
@@ -67,7 +68,7 @@ class Request:
     height: int | None = None
     count: int = 1
     rng: str = "philox"
-    cache: Cache = 1
+    cache: Cache | str = 1
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data for JSON."""
@@ -277,7 +278,7 @@ def _interval(name: str, value: object) -> tuple[float, float] | None:
 
 
 def _cache(value: object, sampler: samplers.Sampler, bundle: Bundle) -> Cache:
-    cache = caching.checked(value)
+    cache = caching.usual(sampler.stochastic) if value == caching.AUTO else caching.checked(value)
     if cache == 1:
         return cache
     if not sampler.static:

@@ -103,7 +103,7 @@ def test_a_bundle_without_the_network_refuses_a_cache(copied: Path) -> None:
 @pytest.mark.parametrize(
     ("cache", "word"),
     [
-        (0, "cache is 0; it must be an interval from 1 to 1000, or"),
+        (0, "cache is 0; it must be auto, an interval from 1 to 1000, or"),
         ((1, 2), r"cache is \(1, 2\)"),
         ((0, 8), "names evaluation 8; the run has 8"),
     ],
@@ -147,9 +147,15 @@ def test_a_picture_repeats_its_cache(tmp_path: Path) -> None:
     ("words", "message"),
     [
         (("generate", "x", "--cache", "often"), "--cache is 'often'; it must be an interval, as 3"),
-        (("generate", "x", "--cache", "0,b"), "it must be an interval, as 3, or the evaluations"),
+        (
+            ("generate", "x", "--cache", "0,b"),
+            "it must be an interval, as 3 or auto, or the evaluations",
+        ),
         (("generate", "x", "--cache", ","), "cache is ()"),
-        (("samplers", "--show", "euler", "--cache", "0"), "cache is 0; it must be an interval"),
+        (
+            ("samplers", "--show", "euler", "--cache", "0"),
+            "cache is 0; it must be auto, an interval",
+        ),
     ],
 )
 def test_a_wrong_word_is_refused_in_one_sentence(words: tuple[str, ...], message: str) -> None:
@@ -162,7 +168,8 @@ def test_a_wrong_word_is_refused_in_one_sentence(words: tuple[str, ...], message
     ("words", "whole"),
     [
         ((), [0, 1, 2, 3, 4, 5]),
-        (("--cache",), [0, 3]),  # the default interval
+        (("--cache",), [0, 3]),  # the sampler draws no noise
+        (("--cache", "auto"), [0, 3]),
         (("--cache", "2"), [0, 2, 4]),
         (("--cache", "0,1,4"), [0, 1, 4]),
         (("--cache", "0,"), [0]),
@@ -172,3 +179,9 @@ def test_a_program_is_shown_with_its_marks(words: tuple[str, ...], whole: list[i
     done = invoked("samplers", "--show", "euler", "--steps", "6", *words)
     evaluations = [line for line in done.output.splitlines() if "D(" in line]
     assert [k for k, line in enumerate(evaluations) if "cached" not in line] == whole
+
+
+def test_auto_is_nearer_for_a_sampler_that_draws_noise(pipe: Pipeline) -> None:
+    for sampler, interval in (("euler", 3), ("euler_ancestral", 2)):
+        result = pipe(PROMPT, steps=2, sampler=sampler, cache="auto")
+        assert result.request.cache == interval

@@ -57,7 +57,9 @@ def test_a_cache_changes_nothing_but_the_marks() -> None:
     [0, -1, 1001, True, 2.0, "3", None, (), (1, 2), (0, 2, 2), (0, 3, 2), (0, 1.0), (False, 1), {}],
 )
 def test_what_is_no_cache_is_refused(value: Any) -> None:
-    with pytest.raises(InvalidRequest, match=r"cache is .* must be an interval from 1 to 1000, or"):
+    with pytest.raises(
+        InvalidRequest, match=r"cache is .* must be auto, an interval from 1 to 1000, or"
+    ):
         checked(value)
     with pytest.raises(InvalidRequest, match="cache is"):
         cached(program.trace("euler", SIGMAS), value)

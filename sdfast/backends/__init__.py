@@ -49,7 +49,7 @@ class Options:
     threads: of the CPU, 0 for one on each core
     precision: that they compute in: "auto" is the fastest that the device has
     throughput: rows are computed side by side, as many at once as there are cores, where a backend
-        can; else all cores work on one, for the lowest latency
+        can; else cores share rows, for the lowest latency
     low_memory: memory is spared where that costs time
     keep: where compiled networks are kept
     """

@@ -13,7 +13,7 @@ import click
 
 from .. import __version__
 from ..errors import InvalidRequest, OutputError
-from .cached import CACHE, evaluations
+from .cached import evaluations
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline, Result
@@ -70,10 +70,10 @@ if TYPE_CHECKING:
 @click.option(
     "--cache",
     is_flag=False,
-    flag_value=str(CACHE),
+    flag_value="auto",
     metavar="[N|0,A,B,…]",
     callback=lambda _context, option, text: evaluations(option, text),
-    help=f"Run the whole U-Net at every N-th evaluation, or those given, alone. [1; bare: {CACHE}]",
+    help="Run the whole U-Net at every N-th evaluation, or those given, alone. [1; bare: auto]",
 )
 @click.option("--seed", type=int, help="Of the first image; image k has seed + k. [random]")
 @click.option("--width", type=int, help="Pixels.")

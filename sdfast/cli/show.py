@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..caching import AUTO, Cache
 from ..errors import InvalidRequest
-from .cached import CACHE, evaluations
+from .cached import evaluations
 
 if TYPE_CHECKING:
     from ..bundle import Graph, Network
@@ -90,14 +91,14 @@ def _operators(graph: Graph) -> None:
     "--cache",
     default="1",
     is_flag=False,
-    flag_value=str(CACHE),
+    flag_value="auto",
     metavar="[N|0,A,B,…]",
     callback=lambda _context, option, text: evaluations(option, text),
     help="Evaluations of that program that run the whole network: see sdfast generate.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; of --show, the program itself.")
 def samplers(
-    show: str | None, steps: int, schedule: str, cache: int | tuple[int, ...], as_json: bool
+    show: str | None, steps: int, schedule: str, cache: Cache | str, as_json: bool
 ) -> None:
     """List the samplers and schedules, or show what one compiles to.
 
@@ -160,12 +161,10 @@ _BETAS = ("scaled_linear", 0.00085, 0.012, 1000)
 _LATENT_BYTES = 4 * 64 * 64 * 4
 
 
-def _show(
-    name: str, steps: int, schedule: str, cache: int | tuple[int, ...], as_json: bool
-) -> None:
+def _show(name: str, steps: int, schedule: str, cache: Cache | str, as_json: bool) -> None:
     from .. import program, schedules
     from .. import samplers as library
-    from ..caching import cached
+    from ..caching import cached, checked, usual
     from ..request import visited
 
     sampler = library.get(name)
@@ -175,7 +174,8 @@ def _show(
         )
     ns = schedules.NoiseSchedule.from_betas(*_BETAS)
     sigmas = visited(schedule, steps, ns, sampler.drops_penultimate)
-    traced = cached(program.trace(sampler.name, sigmas), cache)
+    asked = usual(sampler.stochastic) if cache == AUTO else checked(cache)
+    traced = cached(program.trace(sampler.name, sigmas), asked)
     if as_json:
         click.echo(traced.to_json())
         return
