@@ -31,13 +31,14 @@ SMALL = Options(
     checkpoint=CHECKPOINT,
     peers=("sdfast", "diffusers", "optimum-onnx"),
     variants={"sdfast-halves": {"guidance_interval": [1.0, 20.0]}},
-    load={"threads": 1},
+    load={"threads": 1, "precision": "fp32"},
     steps=4,
     runs=1,
     environments=Path("none"),
 )
 WORDS = (
     *("--checkpoint", CHECKPOINT, "--peers", "sdfast,diffusers,optimum-onnx", "--threads", "1"),
+    *("--precision", "fp32"),
     *("--steps", "4", "--runs", "1", "--environments", "none"),
 )
 
