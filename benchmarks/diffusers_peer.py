@@ -43,7 +43,7 @@ def main() -> None:
     theirs.scheduler = DPMSolverMultistepScheduler.from_config(
         theirs.scheduler.config, use_karras_sigmas=True
     )
-    ours = sdfast.load("demo")
+    ours = sdfast.load("demo", "onnxruntime")
 
     def diffusers(seed: int) -> Any:
         generator = torch.Generator().manual_seed(seed)

@@ -125,7 +125,9 @@ def test_networks_that_look_at_one_latent_make_the_same_of_tiles(
     local: bundle.Bundle, tile: int
 ) -> None:
     rng = np.random.default_rng(1)
-    decoder, encoder = (open_engine(local.network(n)) for n in ("vae_decoder", "vae_encoder"))
+    decoder, encoder = (
+        open_engine(local.network(n), "onnxruntime") for n in ("vae_decoder", "vae_encoder")
+    )
     latent = {"latent": rng.standard_normal((2, 4, 13, 9), np.float32)}
     image = computed(decoder, latent, 4096)["image"]
     assert len(np.unique(image)) > 50  # not one colour
@@ -145,12 +147,12 @@ def drawn(demo: sdfast.Pipeline) -> Array:
 
 @pytest.fixture(scope="module")
 def decoder() -> Engine:
-    return open_engine(DEMO.network("vae_decoder"))
+    return open_engine(DEMO.network("vae_decoder"), "onnxruntime")
 
 
 @pytest.fixture(scope="module")
 def encoder() -> Engine:
-    return open_engine(DEMO.network("vae_encoder"))
+    return open_engine(DEMO.network("vae_encoder"), "onnxruntime")
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +260,7 @@ def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 demo = store.load("demo")
-decoder = open_engine(demo.network("vae_decoder"))
+decoder = open_engine(demo.network("vae_decoder"), "onnxruntime")
 tensors = {
     "latent": Tensor.zeros((1, 4, 64, 64), "f32"),
     "image": Tensor.zeros((1, 512, 512, 3), "u8"),

@@ -131,7 +131,13 @@ def test_a_stopped_run_keeps_what_is_done_and_leaves_no_process(tmp_path: Path) 
     words = ("--checkpoint", CHECKPOINT, "--peers", "sdfast", "--threads", "1", "--out", out)
     many = ("--steps", "400", "--runs", "50")
     command = [sys.executable, "-m", "sdfast", "bench", "peers", *map(str, (*words, *many))]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        # What runs in the background of a shell is born deaf to the interrupt.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
         until = time.monotonic() + 60
         while not (out / "results.json").exists() and time.monotonic() < until:
             time.sleep(0.1)
