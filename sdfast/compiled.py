@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from . import checksums
+from .errors import StoreWarning
 
 ENTRY = "entry.json"
 Build = Callable[[Path], None]
@@ -105,4 +106,4 @@ def _flush(file: Path) -> None:
 
 
 def _warn(sentence: str) -> None:
-    warnings.warn(sentence, RuntimeWarning, stacklevel=4)
+    warnings.warn(sentence, StoreWarning, stacklevel=4)

@@ -59,6 +59,10 @@ class OutputError(SdfastError):
     """A result could not be written where it was asked for."""
 
 
+class StoreWarning(UserWarning):
+    """The store is damaged or cannot be written: nothing is lost but time."""
+
+
 class Cancelled(SdfastError):
     """The callback asked the run to stop."""
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from sdfast import compiled
+from sdfast.errors import StoreWarning
 
 KEY = {"network": "abc", "version": "1"}
 
@@ -54,7 +55,7 @@ def test_a_damaged_or_foreign_entry_is_made_anew_with_a_warning(
         record.write_text(record.read_text().replace("abc", "abd"))
     else:
         record.write_text("{")
-    with pytest.warns(RuntimeWarning, match="is damaged: it is made anew"):
+    with pytest.warns(StoreWarning, match="is damaged: it is made anew"):
         again = compiled.entry(tmp_path, KEY, write)
     assert again == made
     assert file.read_bytes() == b"compiled"
@@ -107,11 +108,27 @@ def test_a_build_that_was_killed_is_done_by_the_next(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
 def test_a_store_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.warns(RuntimeWarning, match="set SDFAST_HOME"):
+    with pytest.warns(StoreWarning, match="set SDFAST_HOME"):
         assert compiled.entry(tmp_path, KEY, write) is None
 
 
 def test_a_store_whose_place_is_taken_by_a_file_is_said(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("a file")
-    with pytest.warns(RuntimeWarning, match="set SDFAST_HOME"):
+    with pytest.warns(StoreWarning, match="set SDFAST_HOME"):
         assert compiled.entry(tmp_path / "store", KEY, write) is None
+
+
+def test_the_command_line_says_it_in_one_line_and_draws(tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("a file")
+    words = ["generate", "a red star", "--steps", "1", "--backend", "openvino", "--out"]
+    done = subprocess.run(
+        [sys.executable, "-m", "sdfast", *words, str(tmp_path / "star.png")],
+        env={**os.environ, "SDFAST_HOME": str(tmp_path / "store")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0
+    assert (tmp_path / "star.png").is_file()
+    first, *_ = done.stderr.splitlines()
+    assert first.startswith(f"sdfast: the store {tmp_path / 'store'} cannot be written")
+    assert "Warning" not in done.stderr

@@ -6,12 +6,13 @@ its checkpoint does.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import click
 
 from .. import __version__
-from ..errors import SdfastError, VerificationError
+from ..errors import SdfastError, StoreWarning, VerificationError
 from .bench import bench
 from .export import export, recipes
 from .generate import generate
@@ -19,11 +20,21 @@ from .show import doctor, info, samplers
 
 
 class _Commands(click.Group):
-    """Prints what a user did wrong as one line, without a traceback."""
+    """Prints in one line what a user did wrong, or what the store lacks, without a traceback."""
 
     def invoke(self, context: click.Context) -> Any:
+        usual = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, StoreWarning):
+                click.echo(f"sdfast: {message}", err=True)
+            else:
+                usual(message, category, *where, **more)
+
         try:
-            return super().invoke(context)
+            with warnings.catch_warnings():
+                warnings.showwarning = show
+                return super().invoke(context)
         except SdfastError as error:
             click.echo(f"sdfast: {error}", err=True)
             context.exit(1 if isinstance(error, VerificationError) else 2)
