@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -121,7 +122,10 @@ def _opened(file: Path, options: Options) -> Any:
             ("session.save_external_prepacked_constant_initializers", "1"),
         ):
             settings.add_session_config_entry(name, value)
-        _session(file, settings)
+        try:
+            _session(file, settings)
+        except Exception as error:  # its exceptions share no base: a full disk, or no network
+            raise OSError(errno.EIO, first_line(error)) from error
 
     runtime = import_module("onnxruntime")
     key = {

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from sdfast import backends, compiled
 from sdfast.backends import Options, onnxruntime
-from sdfast.errors import BackendUnavailable
+from sdfast.errors import BackendUnavailable, StoreWarning
 
 from .test_engines import DEMO, tensors
 
@@ -39,3 +40,23 @@ def test_small_networks_are_not_kept(tmp_path: Path) -> None:
 def test_bfloat16_is_refused_with_the_way_out() -> None:
     with pytest.raises(BackendUnavailable, match="--backend openvino"):
         backends.precision("onnxruntime", "bf16")
+
+
+def test_a_store_that_is_full_costs_time_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "_WORTH_KEEPING", 1)
+
+    def keep(key: Mapping[str, str], build: compiled.Build) -> Path | None:
+        def gone(folder: Path) -> None:  # what is written has no place
+            folder.rmdir()
+            build(folder)
+
+        return compiled.entry(tmp_path, key, gone)
+
+    with pytest.warns(StoreWarning, match="cannot be written"):
+        engine = backends.open_engine(DEMO.network("unet"), "onnxruntime", Options(keep=keep))
+    bound = tensors(2, 16)
+    engine.bind(bound)
+    engine.run()
+    assert np.isfinite(np.asarray(bound["noise"])).all()
