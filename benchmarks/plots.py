@@ -3,18 +3,13 @@ nothing to show."""
 
 from __future__ import annotations
 
-import io
-
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import NullLocator
 
+from .figures import decimal, empty, png
 from .measurements import Results
 from .series import exponent, series
 
-DPI = 110
 PANELS = (
     ("pixels", "pixels of the picture", ("step_seconds", "vae_decoder_seconds")),
     ("count", "images a request", ("request_seconds",)),
@@ -28,7 +23,7 @@ def scaling(results: Results) -> bytes | None:
     shown = [panel for panel in PANELS if len(series(results, panel[0], panel[2][0])) > 1]
     if not shown:
         return None
-    figure = _figure(5 * len(shown), 4.5)
+    figure = empty(5 * len(shown), 4.5)
     for place, (variable, label, quantities) in enumerate(shown, 1):
         axes = figure.add_subplot(1, len(shown), place)
         for quantity in quantities:
@@ -39,12 +34,12 @@ def scaling(results: Results) -> bytes | None:
         squares = [f"{round(value**0.5)}²" for value in values]
         axes.set_xticks(values, squares if variable == "pixels" else [f"{v:g}" for v in values])
         axes.xaxis.set_minor_locator(NullLocator())
-        _decimal(axes.yaxis)
+        decimal(axes.yaxis)
         axes.set_xlabel(label)
         axes.set_ylabel("seconds")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    return _png(figure)
+    return png(figure)
 
 
 def _grown(axes: Axes, results: Results, variable: str, quantity: str) -> None:
@@ -69,7 +64,7 @@ def peers(results: Results) -> bytes | None:
         ("first_step_seconds", "second start to the first step / s", 1.0),
         ("peak_bytes", "peak resident memory / GiB", 2.0**30),
     )
-    figure = _figure(13, 1.5 + 0.4 * len(cases))
+    figure = empty(13, 1.5 + 0.4 * len(cases))
     for place, (quantity, label, unit) in enumerate(panels, 1):
         axes = figure.add_subplot(1, len(panels), place)
         spreads = [results.spread(case, quantity) for case in cases]
@@ -80,24 +75,4 @@ def peers(results: Results) -> bytes | None:
         axes.set_xlabel(label)
         axes.margins(x=0.18)
         axes.tick_params(labelleft=place == 1)
-    return _png(figure)
-
-
-def _figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches, drawn without a display and without pyplot's global state."""
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _decimal(axis: Axis) -> None:
-    """Marks a logarithmic axis at 1, 2, 5, 10 and so on, in plain numbers."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_locator(NullLocator())
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return png(figure)

@@ -8,15 +8,12 @@ from itertools import groupby
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image, ImageDraw, ImageFont
 
+from .figures import decimal, empty, png
 from .sampler_results import Combination, Record, pareto_front
 
-DPI = 110
 MARKERS = "osD^vP"
 LINES = ("-", "--", "-.", ":")
 TILE = 96  # pixels, one picture of the grid
@@ -33,7 +30,7 @@ def quality(records: Sequence[Record]) -> bytes | None:
     panels = bool(accurate) + bool(near)
     if not panels:
         return None
-    figure = _figure(width=8.5 * panels)
+    figure = empty(8.5 * panels, 6)
     if accurate:
         axes = _axes(figure, (1, panels, 1), "Prompt accuracy against time")
         _scatter(axes, accurate, [100 * (r.accuracy or 0.0) for r in accurate], rising=True)
@@ -42,9 +39,9 @@ def quality(records: Sequence[Record]) -> bytes | None:
         axes = _axes(figure, (1, panels, panels), "Distance to the converged picture against time")
         _scatter(axes, near, [r.distance or 0.0 for r in near], rising=False)
         axes.set_yscale("log")
-        _decimal(axes.yaxis)
+        decimal(axes.yaxis)
         axes.set_ylabel(DISTANCE)
-    return _png(figure)
+    return png(figure)
 
 
 def _scatter(axes: Axes, records: Sequence[Record], values: list[float], *, rising: bool) -> None:
@@ -64,7 +61,7 @@ def _scatter(axes: Axes, records: Sequence[Record], values: list[float], *, risi
         axes.annotate(str(number), place, (4, 4), textcoords="offset points", fontsize=8)
         axes.plot([], [], " ", label=f"{number}  {records[k].combination}")
     axes.set_xscale("log")
-    _decimal(axes.xaxis)
+    decimal(axes.xaxis)
     axes.set_xlabel("median seconds for one picture")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
@@ -78,7 +75,7 @@ def distance(records: Sequence[Record]) -> bytes | None:
     schedule = converging[0].combination.schedule
     shown = [r for r in converging if r.combination.schedule == schedule]
     shown.sort(key=lambda r: (r.combination.sampler, r.combination.steps))
-    figure = _figure(width=9)
+    figure = empty(9, 6)
     axes = _axes(figure, (1, 1, 1), f"Convergence on the {schedule} schedule")
     colours = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
     lines = groupby(shown, key=lambda r: r.combination.sampler)
@@ -95,12 +92,12 @@ def distance(records: Sequence[Record]) -> bytes | None:
         )
     axes.set_xscale("log")
     axes.set_yscale("log")
-    _decimal(axes.xaxis)
-    _decimal(axes.yaxis)
+    decimal(axes.xaxis)
+    decimal(axes.yaxis)
     axes.set_xlabel("evaluations of the network")
     axes.set_ylabel(DISTANCE)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return _png(figure)
+    return png(figure)
 
 
 def grid(pictures: Mapping[Combination, Image.Image]) -> bytes | None:
@@ -132,29 +129,8 @@ def grid(pictures: Mapping[Combination, Image.Image]) -> bytes | None:
     return buffer.getvalue()
 
 
-def _figure(width: float) -> Figure:
-    """An empty figure, `width` inches wide, drawn without a display and without pyplot's global
-    state."""
-    figure = Figure(figsize=(width, 6), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def _axes(figure: Figure, place: tuple[int, int, int], title: str) -> Axes:
     axes = figure.add_subplot(*place)
     axes.set_title(title)
     axes.grid(alpha=0.3, which="both")
     return axes
-
-
-def _decimal(axis: Axis) -> None:
-    """Marks a logarithmic axis at 1, 2, 5, 10 and so on, in plain numbers."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter("{x:g}")
-    axis.set_minor_locator(NullLocator())
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
