@@ -278,7 +278,7 @@ def _interval(name: str, value: object) -> tuple[float, float] | None:
 
 
 def _cache(value: object, sampler: samplers.Sampler, bundle: Bundle) -> Cache:
-    cache = caching.usual(sampler.stochastic) if value == caching.AUTO else caching.checked(value)
+    cache = caching.usual(sampler) if value == caching.AUTO else caching.checked(value)
     if cache == 1:
         return cache
     if not sampler.static:

@@ -182,6 +182,6 @@ def test_a_program_is_shown_with_its_marks(words: tuple[str, ...], whole: list[i
 
 
 def test_auto_is_nearer_for_a_sampler_that_draws_noise(pipe: Pipeline) -> None:
-    for sampler, interval in (("euler", 3), ("euler_ancestral", 2)):
+    for sampler, interval in (("euler", 3), ("euler_ancestral", 2), ("lcm", 1)):
         result = pipe(PROMPT, steps=2, sampler=sampler, cache="auto")
         assert result.request.cache == interval

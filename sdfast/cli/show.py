@@ -174,7 +174,7 @@ def _show(name: str, steps: int, schedule: str, cache: Cache | str, as_json: boo
         )
     ns = schedules.NoiseSchedule.from_betas(*_BETAS)
     sigmas = visited(schedule, steps, ns, sampler.drops_penultimate)
-    asked = usual(sampler.stochastic) if cache == AUTO else checked(cache)
+    asked = usual(sampler) if cache == AUTO else checked(cache)
     traced = cached(program.trace(sampler.name, sigmas), asked)
     if as_json:
         click.echo(traced.to_json())
