@@ -224,8 +224,16 @@ def _tasks(
                 options=dict(peer.options),
             )
             cost = 0.0 if unusable else float(job.first_steps + job.runs * job.steps)
-            settings = {"options": dict(peer.options)}
+            settings = {"options": _named(peer.options)}
             yield Task(peer.name, round_, settings, peer.script, python, job, cost, unusable)
+
+
+def _named(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A peer's options with its bundle by name: where it lies is nobody's business."""
+    load = dict(options.get("load", {}))
+    if "bundle" in load:
+        load["bundle"] = Path(load["bundle"]).name
+    return {**options, "load": load} if load else dict(options)
 
 
 def _environment(peer: Peer, environments: Path) -> tuple[Path, str | None]:
