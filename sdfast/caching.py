@@ -22,7 +22,7 @@ Cache = int | tuple[int, ...]
 AUTO = "auto"
 LARGEST = 1000
 # At 2 they lose 2 points and more: what they draw outweighs what an evaluation leaves.
-_NONE = frozenset({"lcm", "lcm_custom_noise", "dpmpp_3m_sde"})
+_NONE = frozenset({"dpmpp_3m_sde", "euler_ancestral_dancing", "lcm", "lcm_custom_noise"})
 
 
 def usual(sampler: Sampler) -> int:

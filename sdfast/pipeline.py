@@ -212,7 +212,7 @@ class Pipeline:
                 f"bundle {self.bundle.name} is for task {task}, which takes images; this version "
                 "draws from text alone: use a bundle of task text"
             )
-        return self._draw(resolve(request, self.bundle), callback)
+        return self._draw(resolve(request, self.bundle, self.precision), callback)
 
     def _draw(self, request: Resolved, callback: Callback | None) -> Result:
         started = perf_counter()

@@ -133,9 +133,10 @@ class Resolved:
         return Request(**{**asdict(self), "sigmas": sigmas})
 
 
-def resolve(request: Request, bundle: Bundle) -> Resolved:
+def resolve(request: Request, bundle: Bundle, precision: str = "fp32") -> Resolved:
     """Checks every parameter against its range and fills in the bundle's defaults.
 
+    precision: that the networks compute in, by which some parameters of samplers have another one
     Raises InvalidRequest, UnknownSampler or UnknownSchedule.
     """
     defaults, sizes = bundle.defaults, bundle.sizes
@@ -161,7 +162,8 @@ def resolve(request: Request, bundle: Bundle) -> Resolved:
     if given.rng not in noise.RNGS:
         raise InvalidRequest(f"rng is {given.rng!r}; it must be one of {', '.join(noise.RNGS)}")
     sampler = samplers.get(_text("sampler", given.sampler))
-    parameters = _named("sampler_parameters", given.sampler_parameters)
+    coarse = {} if precision == "fp32" else sampler.coarse
+    parameters = {**coarse, **_named("sampler_parameters", given.sampler_parameters)}
     sampler.check(parameters)
     discard = _discard(given.discard_penultimate, sampler)
     schedule, levels = _levels(given, discard, noise_schedule(bundle.betas))
@@ -171,7 +173,9 @@ def resolve(request: Request, bundle: Bundle) -> Resolved:
         steps=_integer("steps", given.steps, 1, MAX_STEPS),
         sampler=sampler.name,
         schedule=schedule,
-        sampler_parameters={k: v for k, v in parameters.items() if v != sampler.parameters[k]},
+        sampler_parameters={
+            k: v for k, v in parameters.items() if k in coarse or v != sampler.parameters[k]
+        },
         schedule_parameters=_named("schedule_parameters", given.schedule_parameters),
         sigmas=levels,
         discard_penultimate=discard,

@@ -34,6 +34,23 @@ def test_steps_end_where_the_trained_levels_do(demo: Bundle) -> None:
         resolve(Request("x", steps=51), replace(demo, manifest=short))
 
 
+@pytest.mark.parametrize(
+    ("precision", "given", "found"),
+    [
+        ("fp32", {}, {}),
+        ("bf16", {}, {"delta": 0.1}),
+        ("bf16", {"delta": 0.2, "eta": 0.5}, {"delta": 0.2, "eta": 0.5}),
+        ("bf16", {"delta": 1e-3}, {"delta": 1e-3}),
+        ("fp32", {"delta": 1e-3}, {}),
+    ],
+)
+def test_differences_are_taken_farther_apart_where_the_network_rounds(
+    demo: Bundle, precision: str, given: dict[str, float], found: dict[str, float]
+) -> None:
+    asked = Request("x", sampler="ttm", sampler_parameters=given)
+    assert resolve(asked, demo, precision).sampler_parameters == found
+
+
 def test_aliases_become_canonical_names(demo: Bundle) -> None:
     found = resolve(Request("x", sampler="DPM++ 2M", schedule="KARRAS"), demo)
     assert (found.sampler, found.schedule) == ("dpmpp_2m", "karras")

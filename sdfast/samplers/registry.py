@@ -29,6 +29,7 @@ class Sampler:
     noise: the kind it draws, unless its parameter noise_kind says another
     drops_penultimate: it draws better where the schedule leaves out its smallest sigma above 0
     parameters: name → default; ranges: name → allowed values
+    coarse: defaults in place of those for networks that compute in less than float32
     evaluations: steps of a schedule that ends in 0 → calls of the network at default parameters;
         None where that depends on the picture
     """
@@ -44,6 +45,7 @@ class Sampler:
     drops_penultimate: bool
     parameters: Mapping[str, Any]
     ranges: Mapping[str, Allowed]
+    coarse: Mapping[str, Any]
     evaluations: Callable[[int], int | None]
 
     @property
@@ -93,6 +95,7 @@ def sampler(
     noise: str = "gaussian",
     drops_penultimate: bool = False,
     ranges: Mapping[str, Allowed] | None = None,
+    coarse: Mapping[str, Any] | None = None,
     evaluations: Callable[[int], int | None] = lambda steps: steps,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Registers the function below it under a name and its aliases."""
@@ -111,6 +114,7 @@ def sampler(
             drops_penultimate=drops_penultimate,
             parameters={a.name: a.default for a in arguments},
             ranges=ranges or {},
+            coarse=coarse or {},
             evaluations=evaluations,
         )
         if set(found.parameters) != set(found.ranges):
