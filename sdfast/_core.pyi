@@ -5,14 +5,20 @@ class Tensor:
     """Contiguous memory on a device: speaks DLPack and the buffer protocol."""
 
     @staticmethod
-    def empty(shape: Sequence[int], dtype: str, device: str = "cpu") -> Tensor:
-        """Uninitialised memory, 64-byte aligned. dtype: f32, f16, i32, i64 or u8."""
+    def empty(shape: Sequence[int], dtype: str) -> Tensor:
+        """Uninitialised memory of the CPU, 64-byte aligned. dtype: f32, f16, i32, i64 or u8."""
     @staticmethod
     def zeros(shape: Sequence[int], dtype: str) -> Tensor:
         """As `empty`, every byte 0."""
     @staticmethod
     def from_dlpack(array: Any) -> Tensor:
         """The memory of a C-contiguous CPU array of another library, shared, not copied."""
+    @staticmethod
+    def of_memory(
+        pointer: int, shape: Sequence[int], dtype: str, owner: object, gpu: int = -1
+    ) -> Tensor:
+        """The memory at pointer, which `owner` holds for as long as the tensor refers to it.
+        gpu: the number of the GPU that it is of, −1 for the CPU. No function here reads a GPU's."""
     def rows(self, start: int, stop: int) -> Tensor:
         """Rows start…stop − 1 along the first axis, 0 ≤ start < stop ≤ shape[0]: the same memory,
         kept alive by the result."""

@@ -17,8 +17,12 @@ class TensorSpec:
     dtype: str
     shape: tuple[int | None, ...]
 
-    def empty(self, *sides: int) -> Tensor:
-        """Uninitialised memory of that shape, `sides` in place of those that may vary, in order;
-        there may be more of them than it takes."""
-        varying = iter(sides)
-        return Tensor.empty([next(varying) if s is None else s for s in self.shape], self.dtype)
+    def sides(self, *varying: int) -> list[int]:
+        """The shape with `varying` in place of the sides that may vary, in order; there may be more
+        of them than it takes."""
+        given = iter(varying)
+        return [next(given) if side is None else side for side in self.shape]
+
+    def empty(self, *varying: int) -> Tensor:
+        """Uninitialised memory of that shape."""
+        return Tensor.empty(self.sides(*varying), self.dtype)

@@ -6,6 +6,7 @@ import weakref
 import numpy as np
 import pytest
 
+from sdfast._core import combine
 from sdfast.tensors import Tensor
 
 
@@ -83,14 +84,48 @@ def test_a_number_has_no_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype", "device", "word"),
-    [((2,), "f64", "cpu", "f64"), ((0,), "f32", "cpu", "positive"), ((2,), "f32", "cuda", "cuda")],
+    ("shape", "dtype", "word"),
+    [((2,), "f64", "f64"), ((0,), "f32", "positive")],
 )
-def test_what_cannot_be_made_says_why(
-    shape: tuple[int, ...], dtype: str, device: str, word: str
-) -> None:
+def test_what_cannot_be_made_says_why(shape: tuple[int, ...], dtype: str, word: str) -> None:
     with pytest.raises(ValueError, match=word):
-        Tensor.empty(shape, dtype, device)
+        Tensor.empty(shape, dtype)
+
+
+def test_memory_of_another_owner_lives_while_a_tensor_refers_to_it() -> None:
+    class Memory:
+        def __init__(self) -> None:
+            self.values = np.arange(6, dtype=np.float32)
+
+    owner = Memory()
+    held, pointer = weakref.ref(owner), owner.values.ctypes.data
+    tensor = Tensor.of_memory(pointer, (3, 2), "f32", owner)
+    del owner
+    row = tensor.rows(1, 2)
+    del tensor
+    assert np.asarray(row).tolist() == [[2.0, 3.0]]
+    assert held() is not None
+    del row
+    gc.collect()
+    assert held() is None
+
+
+def test_a_tensor_of_a_gpu_is_not_read_here() -> None:
+    memory = np.zeros(4, np.float32)  # never touched: what is tested is that nobody does
+    tensor = Tensor.of_memory(memory.ctypes.data, (1, 4), "f32", memory, gpu=1)
+    assert tensor.device == "cuda:1"
+    assert tensor.rows(0, 1).device == "cuda:1"
+    assert tensor.__dlpack_device__() == (2, 1)
+    with pytest.raises(BufferError, match="GPU"):
+        memoryview(tensor)
+    with pytest.raises(ValueError, match="on a GPU"):
+        combine(tensor, [1.0], [tensor])
+
+
+@pytest.mark.parametrize("pointer", [0, 3])
+def test_memory_at_no_such_address_is_refused(pointer: int) -> None:
+    with pytest.raises(ValueError, match="address"):
+        Tensor.of_memory(pointer, (2,), "f32", object())
 
 
 def test_a_strided_array_is_refused() -> None:

@@ -30,6 +30,16 @@ class Network(Protocol):
     def run(self) -> None: ...
 
 
+class Evaluator(Protocol):
+    """What a sampler that depends on data calls: a Denoiser, or a GPU's part of one."""
+
+    def timestep(self, sigma: float, /) -> float: ...
+    def begin(self) -> None: ...
+    def __call__(
+        self, out: Tensor, x: Tensor, sigma: float, t: float, guidance: Guidance
+    ) -> None: ...
+
+
 class TimeTable:
     """The time embeddings of every evaluation of a program, from one run of the network
     time_projection before its first.
@@ -231,7 +241,7 @@ class HostRun:
         sampler: Sampler,
         sigmas: Sequence[float],
         parameters: Mapping[str, Any],
-        denoiser: Denoiser,
+        denoiser: Evaluator,
         shape: tuple[int, int, int, int],
     ) -> None:
         self._sampler = sampler

@@ -23,12 +23,14 @@ struct Picture {
 };
 
 Picture picture(const Tensor& tensor, bool channels_last) {
+    on_cpu(tensor, "a picture");
     const auto& s = tensor.shape;
     if (s.size() != 4) throw std::invalid_argument("pictures and latents must have four axes");
     return channels_last ? Picture{s[0], s[1], s[2], s[3]} : Picture{s[0] * s[1], s[2], s[3], 1};
 }
 
 bool is_image(const Tensor& tensor) {
+    on_cpu(tensor, "a picture");
     if (tensor.type != Type::u8 && tensor.type != Type::f32)
         throw std::invalid_argument("tiles must be u8 [B, H, W, C] or f32 [B, C, h, w]");
     return tensor.type == Type::u8;

@@ -13,43 +13,6 @@ namespace nb = nanobind;
 namespace sdfast {
 namespace {
 
-// One bridge of the tree: W(σ) = left · W(σ_left) + right · W(σ_right) + deviation · normal at the
-// geometric mean σ of the interval (σ_left, σ_right), which becomes its right or its left end.
-struct Bridge {
-    std::uint32_t node;
-    float left, right, deviation;
-    bool becomes_left;
-};
-
-// The way from the interval [2⁻¹⁶, 2¹⁶] down to the cell that holds σ, and σ's place in that cell.
-struct Descent {
-    std::vector<Bridge> bridges;
-    float left, right;
-};
-
-constexpr double lowest = 0x1p-16, highest = 0x1p16;
-
-// 2²¹ cells, each 1.06e-5 of its σ wide: to interpolate inside one instead of going on takes less
-// than half a cell, 0.11 %, from the variance of an interval of 0.5 % of σ.
-constexpr int depth = 21;
-
-Descent descend(double sigma) {
-    Descent way;
-    double left = lowest, right = highest;
-    std::uint32_t node = 1;
-    for (int level = 0; level < depth; ++level) {
-        const double middle = std::sqrt(left * right), width = right - left;
-        const bool becomes_left = sigma >= middle;
-        way.bridges.push_back({node, static_cast<float>((right - middle) / width), static_cast<float>((middle - left) / width),
-                               static_cast<float>(std::sqrt((middle - left) * (right - middle) / width)), becomes_left});
-        (becomes_left ? left : right) = middle;
-        node = 2 * node + becomes_left;
-    }
-    way.left = static_cast<float>((right - sigma) / (right - left));
-    way.right = static_cast<float>((sigma - left) / (right - left));
-    return way;
-}
-
 // end = a · left + b · right + c · normals; end may be left or right.
 FOR_EVERY_CPU void bridge_tile(float* end, const float* left, const float* right, const float* normals, float a, float b,
                                float c) {
@@ -57,24 +20,26 @@ FOR_EVERY_CPU void bridge_tile(float* end, const float* left, const float* right
     for (std::int64_t k = 0; k < tile; ++k) end[k] = a * left[k] + b * right[k] + c * normals[k];
 }
 
-void brownian_image(float* out, std::int64_t n, std::uint64_t seed, const Descent& way) {
+void brownian_image(float* out, std::int64_t n, std::uint64_t seed, double sigma) {
+    Descent way{sigma};
+    Bridge bridges[Descent::depth];
+    for (Bridge& bridge : bridges) bridge = way.next();
     Words words;
     alignas(64) float left[tile], right[tile], normals[tile];
     const auto draw_normals = [&](std::uint32_t node, std::uint32_t row, std::int64_t start) {
         philox_blocks(words, {seed, node, Purpose::brownian, row}, static_cast<std::uint32_t>(start / 4));
         normal_tile(normals, words);
     };
-    const float first = static_cast<float>(std::sqrt(lowest)), rest = static_cast<float>(std::sqrt(highest - lowest));
     for (std::int64_t start = 0; start < n; start += tile) {
         draw_normals(0, 0, start);
-        bridge_tile(left, normals, normals, normals, 0.0f, 0.0f, first);
+        bridge_tile(left, normals, normals, normals, 0.0f, 0.0f, Descent::start);
         draw_normals(0, 1, start);
-        bridge_tile(right, left, normals, normals, 1.0f, 0.0f, rest);
-        for (const Bridge& bridge : way.bridges) {
+        bridge_tile(right, left, normals, normals, 1.0f, 0.0f, Descent::rest);
+        for (const Bridge& bridge : bridges) {
             draw_normals(bridge.node, 0, start);
             bridge_tile(bridge.becomes_left ? left : right, left, right, normals, bridge.left, bridge.right, bridge.deviation);
         }
-        bridge_tile(left, left, right, normals, way.left, way.right, 0.0f);
+        bridge_tile(left, left, right, normals, way.to_left(), way.to_right(), 0.0f);
         std::copy_n(left, std::min(tile, n - start), out + start);
     }
 }
@@ -84,12 +49,11 @@ void brownian_image(float* out, std::int64_t n, std::uint64_t seed, const Descen
 void brownian(const Tensor& out, const std::vector<std::uint64_t>& seeds, double sigma) {
     float* target = floats(out, "out");
     const std::int64_t each = image_elements(out, seeds);
-    if (sigma != 0.0 && !(sigma >= lowest && sigma <= highest))
+    if (sigma != 0.0 && !(sigma >= Descent::lowest && sigma <= Descent::highest))
         throw std::invalid_argument("a Brownian path has levels 0 and 2^-16 to 2^16; sigma is " + std::to_string(sigma));
     if (sigma == 0.0) return void(std::fill_n(target, out.count(), 0.0f));  // the path starts there
-    const Descent way = descend(sigma);
     for (const std::uint64_t seed : seeds) {
-        brownian_image(target, each, seed, way);
+        brownian_image(target, each, seed, sigma);
         target += each;
     }
 }

@@ -1,11 +1,19 @@
-// The per-element formulas of the denoising loop: plain functions of numbers, so that a CPU loop and a
-// GPU kernel can share them.
+// The per-element formulas of the denoising loop: plain functions of numbers, which the CPU's loops and
+// the GPU's kernels share. They give the same bits on both, compiled without fused multiply-add.
 #pragma once
 
-#include <array>
-#include <bit>
+#ifdef __CUDACC_RTC__  // the compiler at run time knows the mathematics, and has no standard headers
+namespace std {
+using int32_t = int;
+using int64_t = long long;
+using uint32_t = unsigned int;
+using uint64_t = unsigned long long;
+using ::sqrt;
+}  // namespace std
+#else
 #include <cmath>
 #include <cstdint>
+#endif
 
 #ifdef __CUDACC__
 #define SDFAST_FORMULA __host__ __device__ inline
@@ -14,6 +22,9 @@
 #endif
 
 namespace sdfast {
+
+SDFAST_FORMULA std::uint32_t bits_of(float value) { return __builtin_bit_cast(std::uint32_t, value); }
+SDFAST_FORMULA float float_of(std::uint32_t bits) { return __builtin_bit_cast(float, bits); }
 
 // What the network predicts from (x, σ); the denoised D = skip · x + scale · prediction.
 enum class Prediction { epsilon, v, sample };
@@ -57,14 +68,23 @@ SDFAST_FORMULA Denoise rescaled(Denoise d, double sigma, double factor) {
     return {d.skip - v.skip + factor * v.skip, factor * v.scale};
 }
 
+// Four words: a counter of philox, or what it makes of one.
+struct Block {
+    std::uint32_t word[4];
+};
+
 // Philox4x32-10 (Salmon et al., SC 2011): four random words for a counter and a key.
-SDFAST_FORMULA std::array<std::uint32_t, 4> philox(std::array<std::uint32_t, 4> counter, std::uint64_t key) {
+SDFAST_FORMULA Block philox(Block counter, std::uint64_t key) {
     std::uint32_t k0 = static_cast<std::uint32_t>(key), k1 = static_cast<std::uint32_t>(key >> 32);
+#ifdef __CUDACC__
+#pragma unroll
+#else
 #pragma GCC unroll 10
+#endif
     for (int round = 0; round < 10; ++round) {
-        const std::uint64_t p0 = 0xD2511F53ull * counter[0], p1 = 0xCD9E8D57ull * counter[2];
-        counter = {static_cast<std::uint32_t>(p1 >> 32) ^ counter[1] ^ k0, static_cast<std::uint32_t>(p1),
-                   static_cast<std::uint32_t>(p0 >> 32) ^ counter[3] ^ k1, static_cast<std::uint32_t>(p0)};
+        const std::uint64_t p0 = 0xD2511F53ull * counter.word[0], p1 = 0xCD9E8D57ull * counter.word[2];
+        counter = {{static_cast<std::uint32_t>(p1 >> 32) ^ counter.word[1] ^ k0, static_cast<std::uint32_t>(p1),
+                    static_cast<std::uint32_t>(p0 >> 32) ^ counter.word[3] ^ k1, static_cast<std::uint32_t>(p0)}};
         k0 += 0x9E3779B9u;
         k1 += 0xBB67AE85u;
     }
@@ -80,10 +100,10 @@ SDFAST_FORMULA std::array<std::uint32_t, 4> philox(std::array<std::uint32_t, 4> 
 SDFAST_FORMULA float minus_two_log(float p, std::uint32_t above) {
     // p, or 1 where above, is 2^exponent · (1 + f) with 1 + f between √½ and √2; there f = −p.
     constexpr std::uint32_t root_half = 0x3F3504F3u, one = 0x3F800000u;
-    const std::uint32_t bits = std::bit_cast<std::uint32_t>(p);
+    const std::uint32_t bits = bits_of(p);
     const std::uint32_t scaled = ((bits & ~above) | (one & above)) - root_half;
     const float exponent = static_cast<float>(static_cast<std::int32_t>(scaled) >> 23);
-    const float f = std::bit_cast<float>((scaled & 0x7FFFFFu) + root_half) - 1.0f - std::bit_cast<float>(bits & above);
+    const float f = float_of((scaled & 0x7FFFFFu) + root_half) - 1.0f - float_of(bits & above);
     // ln(1 + f) = f + f² r(f), r the minimax fit over f ∈ [−½, √2 − 1] of the error relative to ln u: 5e-8.
     float r = 0.2618463337421417f;
     r = r * f - 0.14928299188613892f;
@@ -136,10 +156,47 @@ enum class Purpose : std::uint32_t { gaussian, brownian, uniform, pyramid, highr
 
 // The normal that PyTorch's CUDA generator gives element `index` in its draw number `draw`.
 SDFAST_FORMULA float philox_normal(std::uint64_t seed, std::uint32_t draw, std::uint64_t index) {
-    const auto words = philox({draw, static_cast<std::uint32_t>(Purpose::gaussian), static_cast<std::uint32_t>(index),
-                               static_cast<std::uint32_t>(index >> 32)},
-                              seed);
-    return box_muller(words[0], words[1]);
+    const Block words = philox({{draw, static_cast<std::uint32_t>(Purpose::gaussian), static_cast<std::uint32_t>(index),
+                                 static_cast<std::uint32_t>(index >> 32)}},
+                               seed);
+    return box_muller(words.word[0], words.word[1]);
 }
+
+// One bridge of a Brownian path's tree: W(σ) = left · W(σ_left) + right · W(σ_right) + deviation · normal at the
+// geometric mean σ of the interval (σ_left, σ_right), which becomes its right or its left end.
+struct Bridge {
+    std::uint32_t node;
+    float left, right, deviation;
+    bool becomes_left;
+};
+
+// The way from the interval [2⁻¹⁶, 2¹⁶] down to the cell that holds σ, and σ's place in that cell. W at the interval's
+// ends: start · normal, and that + rest · normal (√(2¹⁶ − 2⁻¹⁶) is 2⁸ in float).
+struct Descent {
+    static constexpr double lowest = 0x1p-16, highest = 0x1p16;
+    static constexpr float start = 0x1p-8f, rest = 0x1p8f;
+    // 2²¹ cells, each 1.06e-5 of its σ wide: to interpolate inside one instead of going on takes less
+    // than half a cell, 0.11 %, from the variance of an interval of 0.5 % of σ.
+    static constexpr int depth = 21;
+
+    double sigma;
+    double left = lowest, right = highest;
+    std::uint32_t node = 1;
+
+    SDFAST_FORMULA Bridge next() {
+        const double middle = std::sqrt(left * right), width = right - left;
+        const Bridge bridge{node, static_cast<float>((right - middle) / width), static_cast<float>((middle - left) / width),
+                            static_cast<float>(std::sqrt((middle - left) * (right - middle) / width)), sigma >= middle};
+        (bridge.becomes_left ? left : right) = middle;
+        node = 2 * node + bridge.becomes_left;
+        return bridge;
+    }
+    SDFAST_FORMULA float to_left() const { return static_cast<float>((right - sigma) / (right - left)); }
+    SDFAST_FORMULA float to_right() const { return static_cast<float>((sigma - left) / (right - left)); }
+};
+
+// Coefficients so large that their terms all but cancel are taken in double: steps to 0 and derivatives by difference
+// have some, and lose the digits that float32 products round away.
+inline constexpr double wide_from = 8.0;
 
 }  // namespace sdfast

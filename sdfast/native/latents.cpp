@@ -57,13 +57,10 @@ FOR_EVERY_CPU void weighted_sum(float* out, const float* const* sources, const f
     }
 }
 
-// The same in double, for coefficients so large that their terms all but cancel: steps to 0 and derivatives by
-// difference have some, and lose the digits that float32 products round away.
+// The same in double, for coefficients above wide_from.
 FOR_EVERY_CPU void add_wide(double* __restrict sum, const float* __restrict source, double c, std::int64_t n) {
     for (std::int64_t k = 0; k < n; ++k) sum[k] += c * static_cast<double>(source[k]);
 }
-
-constexpr double wide_from = 8.0;
 
 FOR_EVERY_CPU void denoise_one(float* __restrict out, const float* __restrict predicted, const float* __restrict x,
                                float skip, float scale, std::int64_t n) {

@@ -1,4 +1,5 @@
 // The normals of PyTorch's generators on CUDA and on a CPU.
+#include <bit>
 #include <stdexcept>
 
 #include <nanobind/stl/vector.h>

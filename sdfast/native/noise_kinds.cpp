@@ -1,5 +1,6 @@
 // Kinds of noise other than PyTorch's, each a function of (seed, draw, element) for one image; their laws
 // are those of ComfyUI's Extra-Samplers.
+#include <array>
 #include <stdexcept>
 
 #include <nanobind/stl/vector.h>

@@ -32,33 +32,53 @@ const TypeInfo TYPES[] = {
 
 const TypeInfo& info(Type type) { return TYPES[static_cast<int>(type)]; }
 
-Tensor make(std::shared_ptr<void> memory, void* data, Type type, std::vector<std::int64_t> shape) {
+Tensor make(std::shared_ptr<void> memory, void* data, Type type, std::vector<std::int64_t> shape, int gpu = -1) {
     std::vector<std::int64_t> strides(shape.size());
     std::int64_t step = info(type).size;
     for (std::size_t k = shape.size(); k-- > 0; step *= shape[k]) strides[k] = step;
-    return {std::move(memory), data, type, std::move(shape), std::move(strides)};
+    return {std::move(memory), data, type, std::move(shape), std::move(strides), gpu};
 }
 
-Tensor empty(std::vector<std::int64_t> shape, const std::string& dtype, const std::string& device) {
-    if (device != "cpu") throw std::invalid_argument("device '" + device + "' is unknown: only 'cpu' holds tensors here");
-    for (const auto& known : TYPES) {
-        if (dtype != known.name) continue;
-        std::int64_t bytes = known.size;
-        for (const auto side : shape) {
-            if (side < 1 || side > (std::int64_t{1} << 40) / bytes)
-                throw std::invalid_argument("a tensor's sides must be positive and its size below 1 TiB");
-            bytes *= side;
-        }
-        // 64 bytes: a cache line and an AVX-512 register; whole lines, so that no two tensors share one.
-        void* data = std::aligned_alloc(64, static_cast<std::size_t>((bytes + 63) / 64 * 64));
-        if (data == nullptr) throw std::bad_alloc();
-        return make(std::shared_ptr<void>(data, std::free), data, known.type, std::move(shape));
-    }
+const TypeInfo& named(const std::string& dtype) {
+    for (const auto& known : TYPES)
+        if (dtype == known.name) return known;
     throw std::invalid_argument("dtype '" + dtype + "' is unknown; use f32, f16, i32, i64 or u8");
 }
 
+std::int64_t bytes_of(const TypeInfo& type, const std::vector<std::int64_t>& shape) {
+    std::int64_t bytes = type.size;
+    for (const auto side : shape) {
+        if (side < 1 || side > (std::int64_t{1} << 40) / bytes)
+            throw std::invalid_argument("a tensor's sides must be positive and its size below 1 TiB");
+        bytes *= side;
+    }
+    return bytes;
+}
+
+Tensor empty(std::vector<std::int64_t> shape, const std::string& dtype) {
+    const TypeInfo& type = named(dtype);
+    // 64 bytes: a cache line and an AVX-512 register; whole lines, so that no two tensors share one.
+    void* data = std::aligned_alloc(64, static_cast<std::size_t>((bytes_of(type, shape) + 63) / 64 * 64));
+    if (data == nullptr) throw std::bad_alloc();
+    return make(std::shared_ptr<void>(data, std::free), data, type.type, std::move(shape));
+}
+
+// Memory that `owner` holds until nothing refers to it any more.
+Tensor of_memory(std::uintptr_t pointer, std::vector<std::int64_t> shape, const std::string& dtype, nb::object owner, int gpu) {
+    const TypeInfo& type = named(dtype);
+    bytes_of(type, shape);
+    if (pointer == 0 || pointer % static_cast<std::uintptr_t>(type.size) != 0)
+        throw std::invalid_argument("a tensor's memory must lie at an address that its type divides");
+    void* data = reinterpret_cast<void*>(pointer);
+    auto kept = std::shared_ptr<void>(owner.release().ptr(), [](void* held) {
+        nb::gil_scoped_acquire gil;
+        nb::handle(static_cast<PyObject*>(held)).dec_ref();
+    });
+    return make(std::move(kept), data, type.type, std::move(shape), gpu);
+}
+
 Tensor zeros(std::vector<std::int64_t> shape, const std::string& dtype) {
-    Tensor made = empty(std::move(shape), dtype, "cpu");
+    Tensor made = empty(std::move(shape), dtype);
     std::memset(made.data, 0, static_cast<std::size_t>(made.bytes()));
     return made;
 }
@@ -70,7 +90,7 @@ Tensor rows(const Tensor& tensor, std::int64_t start, std::int64_t stop) {
                                     " are not in a tensor of " + std::to_string(count) + " rows");
     std::vector<std::int64_t> shape = tensor.shape;
     shape[0] = stop - start;
-    return make(tensor.memory, static_cast<char*>(tensor.data) + start * tensor.strides_bytes[0], tensor.type, std::move(shape));
+    return make(tensor.memory, static_cast<char*>(tensor.data) + start * tensor.strides_bytes[0], tensor.type, std::move(shape), tensor.gpu);
 }
 
 Tensor from_dlpack(nb::ndarray<nb::c_contig, nb::device::cpu> array) {
@@ -95,7 +115,9 @@ Tensor from_dlpack(nb::ndarray<nb::c_contig, nb::device::cpu> array) {
 nb::object dlpack(nb::handle self, nb::kwargs) {
     const Tensor& tensor = nb::cast<const Tensor&>(self);
     std::vector<std::size_t> shape(tensor.shape.begin(), tensor.shape.end());
-    nb::ndarray<nb::device::cpu> array(tensor.data, shape.size(), shape.data(), self, nullptr, info(tensor.type).dlpack);
+    const bool cpu = tensor.gpu < 0;
+    nb::ndarray<> array(tensor.data, shape.size(), shape.data(), self, nullptr, info(tensor.type).dlpack,
+                        cpu ? nb::device::cpu::value : nb::device::cuda::value, cpu ? 0 : tensor.gpu);
     return nb::cast(array);
 }
 
@@ -106,6 +128,10 @@ int get_buffer(PyObject* self, Py_buffer* view, int) {
         return -1;
     }
     Tensor& tensor = *nb::inst_ptr<Tensor>(self);
+    if (tensor.gpu >= 0) {
+        PyErr_SetString(PyExc_BufferError, "the tensor is a GPU's, whose memory the CPU does not read: copy it first");
+        return -1;
+    }
     view->buf = tensor.data;
     view->obj = self;
     view->len = tensor.bytes();
@@ -128,7 +154,12 @@ std::int64_t Tensor::bytes() const {
     return shape.empty() ? info(type).size : shape[0] * strides_bytes[0];
 }
 
+void on_cpu(const Tensor& tensor, const char* name) {
+    if (tensor.gpu >= 0) throw std::invalid_argument(std::string(name) + " is on a GPU; it must be on the CPU");
+}
+
 float* floats(const Tensor& tensor, const char* name) {
+    on_cpu(tensor, name);
     if (tensor.type != Type::f32)
         throw std::invalid_argument(std::string(name) + " is " + info(tensor.type).name + "; it must be f32");
     return static_cast<float*>(tensor.data);
@@ -147,19 +178,21 @@ void same_shape(const Tensor& a, const Tensor& b, const char* names) {
 void bind_tensor(nb::module_& module) {
     nb::class_<Tensor>(module, "Tensor", nb::type_slots(SLOTS),
                        "Contiguous memory on a device: speaks DLPack and the buffer protocol.")
-        .def_static("empty", &empty, nb::arg("shape"), nb::arg("dtype"), nb::arg("device") = "cpu",
+        .def_static("empty", &empty, nb::arg("shape"), nb::arg("dtype"),
                     "Uninitialised memory, 64-byte aligned. dtype: f32, f16, i32, i64 or u8.")
         .def_static("zeros", &zeros, nb::arg("shape"), nb::arg("dtype"), "As empty, every byte 0.")
         .def_static("from_dlpack", &from_dlpack, nb::arg("array").noconvert(),
                     "The memory of a C-contiguous CPU array of another library, shared, not copied.")
+        .def_static("of_memory", &of_memory, nb::arg("pointer"), nb::arg("shape"), nb::arg("dtype"), nb::arg("owner"),
+                    nb::arg("gpu") = -1, "The memory at pointer, which owner holds.")
         .def("rows", &rows, nb::arg("start"), nb::arg("stop"), "Rows start…stop − 1 along the first axis: the same memory.")
         .def_prop_ro("pointer", [](const Tensor& t) { return reinterpret_cast<std::uintptr_t>(t.data); })
         .def_prop_ro("shape", [](const Tensor& t) { return nb::tuple(nb::cast(t.shape)); })
         .def_prop_ro("dtype", [](const Tensor& t) { return info(t.type).name; })
-        .def_prop_ro("device", [](const Tensor&) { return "cpu"; })
+        .def_prop_ro("device", [](const Tensor& t) { return t.gpu < 0 ? std::string("cpu") : "cuda:" + std::to_string(t.gpu); })
         .def_prop_ro("nbytes", &Tensor::bytes)
         .def("__dlpack__", &dlpack)
-        .def("__dlpack_device__", [](const Tensor&) { return nb::make_tuple(1, 0); });
+        .def("__dlpack_device__", [](const Tensor& t) { return t.gpu < 0 ? nb::make_tuple(1, 0) : nb::make_tuple(2, t.gpu); });
 }
 
 }  // namespace sdfast

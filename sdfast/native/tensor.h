@@ -1,4 +1,4 @@
-// A Tensor: contiguous memory on the CPU with a shape and a type, handed between Python and C++.
+// A Tensor: contiguous memory on a device with a shape and a type, handed between Python and C++.
 #pragma once
 
 #include <cstdint>
@@ -17,12 +17,15 @@ struct Tensor {
     void* data;
     Type type;
     std::vector<std::int64_t> shape, strides_bytes;
+    int gpu = -1;  // the number of the GPU that the bytes are of, which nothing here reads; -1 for the CPU
 
     std::int64_t count() const;
     std::int64_t bytes() const;
 };
 
-// The floats of a tensor; throws ValueError in Python when it is of another type.
+// Throws ValueError in Python unless the tensor is the CPU's.
+void on_cpu(const Tensor& tensor, const char* name);
+// The floats of a tensor; throws ValueError in Python when it is of another type or device.
 float* floats(const Tensor& tensor, const char* name);
 // Throws ValueError unless both tensors have one shape.
 void same_shape(const Tensor& a, const Tensor& b, const char* names);

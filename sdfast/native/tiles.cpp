@@ -11,11 +11,11 @@ namespace {
 FOR_EVERY_CPU void philox_everywhere(Words& words, const Place& place, std::uint32_t first) {
     const Place at = place;  // a copy, which no store to words can change
     for (std::uint32_t b = 0; b < blocks; ++b) {
-        const auto block = philox({at.draw, static_cast<std::uint32_t>(at.purpose), first + b, at.row}, at.seed);
-        words.word[b] = block[0];
-        words.word[blocks + b] = block[1];
-        words.word[2 * blocks + b] = block[2];
-        words.word[3 * blocks + b] = block[3];
+        const Block block = philox({{at.draw, static_cast<std::uint32_t>(at.purpose), first + b, at.row}}, at.seed);
+        words.word[b] = block.word[0];
+        words.word[blocks + b] = block.word[1];
+        words.word[2 * blocks + b] = block.word[2];
+        words.word[3 * blocks + b] = block.word[3];
     }
 }
 
@@ -108,7 +108,7 @@ FOR_EVERY_CPU void uniform_tile(float* __restrict out, const Words& words) {
 FOR_EVERY_CPU void laplace_tile(float* __restrict out, const Words& words) {
     for (std::int64_t k = 0; k < tile; ++k) {
         const float exponential = 0.5f * minus_two_log_of_word(words.word[k] << 1);
-        out[k] = std::bit_cast<float>(std::bit_cast<std::uint32_t>(exponential) ^ (words.word[k] & 0x80000000u));
+        out[k] = float_of(bits_of(exponential) ^ (words.word[k] & 0x80000000u));
     }
 }
 
