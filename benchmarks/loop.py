@@ -47,13 +47,13 @@ def main() -> None:
     given = parser.parse_args()
 
     pipe = sdfast.load("demo")
-    engine = Timed(pipe._unet)
-    pipe.__dict__["_unet"] = engine  # what the pipeline's next plans are made with
+    engine = Timed(pipe._opened["unet"])
+    pipe._opened._engines["unet"] = engine  # what the pipeline's next plans are made with
 
     def loop(steps: int) -> object:
         request = resolve(Request("a red star", steps=steps, seed=0), pipe.bundle)
         pipe(request.as_request())  # traces, allocates and warms up
-        return pipe._plan(request, 1, 2).loop
+        return pipe._plans.get(request, Guidance(request.guidance), 1, 2).loop
 
     tested = loop(given.steps)
     outside, whole = [], []

@@ -19,6 +19,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from ..networks import EXACT_NAMES, EXACT_OPERATORS
 from .graph import Weight
 
 PRECISIONS = {
@@ -28,11 +29,6 @@ PRECISIONS = {
 }
 LARGEST = 65504.0  # of float16
 HEADROOM = 4.0  # other prompts reach higher than those that were looked at
-# Operators that sum or exponentiate many values, where they are not one fused operator that
-# accumulates in float32 by itself.
-EXACT_OPERATORS = {"Softmax", "InstanceNormalization", "Cos", "Sin"}
-# Angles up to 1000, whose sines float16 would make noise of; pixels, of which 255 are told apart.
-EXACT_NAMES = ("time_proj", "add_time_proj", "guidance", "sizes", "pixels", "unscaled")
 _OTHER_TYPES = {"Shape": TensorProto.INT64, "ArgMax": TensorProto.INT64, "Equal": TensorProto.BOOL}
 FLOATS = set(PRECISIONS.values())
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from . import checksums
 from .errors import StoreWarning
 
-ENTRY = "entry.json"
+ENTRY, _MEMORY = "entry.json", "checksums.json"
 Build = Callable[[Path], None]
 """build(folder) writes the compiled form's files into an empty folder."""
 
@@ -33,18 +33,31 @@ def entry(store: Path, key: Mapping[str, str], build: Build) -> Path | None:
 
     None, with a warning, where the store cannot be written. What `build` raises is passed on.
     """
-    engines, memory = store / "engines", store / "checksums.json"
-    folder = engines / hashlib.sha256(json.dumps(sorted(key.items())).encode()).hexdigest()[:32]
-    if _whole(folder, key, memory):
+    folder = _folder(store, key)
+    if _whole(folder, key, store / _MEMORY):
         return folder
+    return _written(store, key, build, anew=False)
+
+
+def renewed(store: Path, key: Mapping[str, str], build: Build) -> Path | None:
+    """As `entry`, made by `build` even where there is one: for lists of what else is there."""
+    return _written(store, key, build, anew=True)
+
+
+def _folder(store: Path, key: Mapping[str, str]) -> Path:
+    digest = hashlib.sha256(json.dumps(sorted(key.items())).encode()).hexdigest()
+    return store / "engines" / digest[:32]
+
+
+def _written(store: Path, key: Mapping[str, str], build: Build, anew: bool) -> Path | None:
+    folder = _folder(store, key)
     try:
-        engines.mkdir(parents=True, exist_ok=True)
-        with _locked(engines / f".{folder.name}.lock"):
-            if _whole(folder, key, memory):  # another process has made it meanwhile
-                return folder
-            if folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(folder.parent / f".{folder.name}.lock"):
+            if not anew and _whole(folder, key, store / _MEMORY):
+                return folder  # another process has made it meanwhile
+            if folder.exists() and not anew:
                 _warn(f"the compiled network {folder} is damaged: it is made anew")
-                shutil.rmtree(folder)
             _make(folder, key, build)
     except OSError as error:
         _warn(
@@ -67,6 +80,7 @@ def _make(folder: Path, key: Mapping[str, str], build: Build) -> None:
         (temporary / ENTRY).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         _flush(temporary / ENTRY)
         temporary.chmod(0o755)
+        shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -106,4 +120,4 @@ def _flush(file: Path) -> None:
 
 
 def _warn(sentence: str) -> None:
-    warnings.warn(sentence, StoreWarning, stacklevel=4)
+    warnings.warn(sentence, StoreWarning, stacklevel=5)

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from . import __version__, backends, cpu, store
+from .devices import cuda
 
 
 def examine() -> dict[str, dict[str, str]]:
@@ -20,19 +21,24 @@ def examine() -> dict[str, dict[str, str]]:
             "python": platform.python_version(),
             "bundles": ", ".join(store.names()) or "none",
         },
-        "CPU": _cpu(),
-        "backends": {name: _backend(name, why) for name, why in backends.usable().items()},
-        "GPU": {"NVIDIA": _nvidia()},
+        "CPU": cpu_facts(),
+        "backends": _backends("cpu"),
+        "GPU": {"NVIDIA": gpu_fact(), **_backends("cuda")},
         "store": _store(store.home()),
     }
 
 
-def _cpu() -> dict[str, str]:
+def cpu_facts() -> dict[str, str]:
+    """Model, cores, features."""
     return {
         "model": cpu.model(),
         "cores": str(cpu.cores()),
         "features": ", ".join(cpu.features()) or "not known",
     }
+
+
+def _backends(device: str) -> dict[str, str]:
+    return {name: _backend(name, why) for name, why in backends.usable(device).items()}
 
 
 def _backend(name: str, why_not: str | None) -> str:
@@ -44,7 +50,8 @@ def _backend(name: str, why_not: str | None) -> str:
         return "usable"
 
 
-def _nvidia() -> str:
+def gpu_fact() -> str:
+    """Names and drivers of NVIDIA's GPUs, and whether they can be used; or that there is none."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return "none found (no nvidia-smi)"
@@ -53,7 +60,9 @@ def _nvidia() -> str:
         done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError) as error:
         return f"nvidia-smi failed ({error})"
-    return f"{done.stdout.strip()}; not used: this version runs on the CPU"
+    why_not = cuda.reason_unusable()
+    found = ", ".join(done.stdout.strip().splitlines())
+    return f"{found}; {f'not usable: {why_not}' if why_not else 'usable'}"
 
 
 def _store(home: Path) -> dict[str, str]:

@@ -47,6 +47,10 @@ class VerificationError(SdfastError):
     """A network as exported computes other than the checkpoint's own: nobody's mistake but ours."""
 
 
+class EngineRefused(VerificationError):
+    """A compiled engine computes other than the portable path, or is slower than it."""
+
+
 class BackendUnavailable(SdfastError):
     """A backend or device cannot be used on this machine."""
 

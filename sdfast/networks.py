@@ -24,6 +24,12 @@ NETWORKS = (
 )
 QUANTIZED = ("unet", "unet_shallow", "unet_adapters", "vae_decoder")
 """The networks that can be int8: those whose time counts."""
+EXACT_OPERATORS = ("Softmax", "InstanceNormalization", "Cos", "Sin")
+"""Operators that sum or exponentiate many values, where they are not one fused operator that
+accumulates in float32 by itself: they are computed in float32 at half precision too."""
+EXACT_NAMES = ("time_proj", "add_time_proj", "guidance", "sizes", "pixels", "unscaled")
+"""What the names of other nodes begin with that are: angles up to 1000, whose sines float16 would
+make noise of; pixels, of which 255 are told apart."""
 
 
 def wrong(manifest: Manifest) -> Iterator[str]:

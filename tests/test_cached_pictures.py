@@ -68,11 +68,11 @@ def test_a_limited_interval_of_guidance_goes_with_a_cache(pipe: Pipeline) -> Non
 def test_the_network_of_cached_steps_is_opened_when_one_asks_for_it() -> None:
     pipe = sdfast.load("demo", "onnxruntime", threads=1)
     first = drawn(pipe, steps=4)
-    assert "_unet_shallow" not in vars(pipe)
+    assert "unet_shallow" not in pipe._opened._engines
     second = drawn(pipe, steps=4, cache=2)
-    assert "_unet_shallow" in vars(pipe)
+    assert "unet_shallow" in pipe._opened._engines
     pipe.close()
-    assert "_unet_shallow" not in vars(pipe)
+    assert "unet_shallow" not in pipe._opened._engines
     assert (drawn(pipe, steps=4, cache=2) == second).all()
     assert (drawn(pipe, steps=4) == first).all()
 

@@ -132,3 +132,23 @@ def test_the_command_line_says_it_in_one_line_and_draws(tmp_path: Path) -> None:
     first, *_ = done.stderr.splitlines()
     assert first.startswith(f"sdfast: the store {tmp_path / 'store'} cannot be written")
     assert "Warning" not in done.stderr
+
+
+def test_an_entry_is_renewed_whole(tmp_path: Path) -> None:
+    first = compiled.renewed(tmp_path, KEY, write)
+    assert first == compiled.entry(tmp_path, KEY, never)
+
+    def other(folder: Path) -> None:
+        (folder / "other.bin").write_bytes(b"anew")
+
+    assert compiled.renewed(tmp_path, KEY, other) == first
+    assert first is not None
+    assert sorted(file.name for file in first.iterdir()) == ["entry.json", "other.bin"]
+    assert compiled.entry(tmp_path, KEY, never) == first
+
+    def fails(folder: Path) -> None:
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        compiled.renewed(tmp_path, KEY, fails)
+    assert compiled.entry(tmp_path, KEY, never) == first

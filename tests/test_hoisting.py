@@ -43,7 +43,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
 def drawn(pipe: Pipeline, **parameters: Any) -> tuple[sdfast.Result, Array]:
     """What a request brings, and the latents of its last batch."""
     result = pipe(PROMPT, seed=3, **parameters)
-    return result, np.array(pipe._decoder._bound["latent"])  # type: ignore[attr-defined]
+    return result, np.array(pipe._opened["vae_decoder"]._bound["latent"])  # type: ignore[attr-defined]
 
 
 GUIDANCE: dict[str, dict[str, Any]] = {
@@ -187,7 +187,7 @@ class Counted:
 def test_projections_run_once_a_request_on_rows_that_differ(opened: Opened, sampler: str) -> None:
     pipe = opened("xl", "both")
     pipe.close()
-    time = pipe.__dict__["_time_projection"] = Counted(
+    time = pipe._opened._engines["time_projection"] = Counted(
         open_engine(pipe.bundle.network("time_projection"))
     )
     context = Counted(pipe._conditions._projection)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageChops
 
 import sdfast
-from sdfast import pipeline, program, samplers, schedules
+from sdfast import plans, program, samplers, schedules
 from sdfast.errors import BackendUnavailable, Cancelled, InvalidRequest
 from sdfast.ranges import Range
 from sdfast.request import Request, resolve
@@ -49,7 +49,7 @@ def test_same_seed_gives_the_same_picture_in_any_batch_place_by_any_number_of_th
     monkeypatch: pytest.MonkeyPatch,
     sampler: str,
 ) -> None:
-    monkeypatch.setattr(pipeline, "BATCH", 8)
+    monkeypatch.setattr(plans.CpuPlans, "batch", 8)
     together = demo(PROMPT, seed=3, count=8, steps=2, sampler=sampler)
     assert together.seeds == tuple(range(3, 11))
     for place in (0, 3, 7):
@@ -103,11 +103,11 @@ def test_every_run_has_sane_coefficients_or_is_refused(
         resolved = resolve(asked, demo.bundle)
         traced = program.trace(sampler, resolved.sigmas)
         if traced.largest_coefficient < 1e6:
-            assert pipeline._traced(resolved) == traced
+            assert plans.traced(resolved) == traced
         else:
             assert own, "never at the defaults"
             with pytest.raises(InvalidRequest, match="cannot follow"):
-                pipeline._traced(resolved)
+                plans.traced(resolved)
 
 
 def test_a_path_of_noise_leads_more_steps_to_about_the_same_picture(
@@ -158,7 +158,7 @@ def test_outside_the_interval_the_network_evaluates_half_the_batch(demo: sdfast.
     batches: list[int] = []
 
     def watch(done: int, of: int) -> None:
-        batches.append(demo._unet._bound["latent"].shape[0])  # type: ignore[attr-defined]
+        batches.append(demo._opened["unet"]._bound["latent"].shape[0])  # type: ignore[attr-defined]
 
     demo(PROMPT, count=2, steps=12, guidance_interval=(0.3, 5.0), callback=watch)
     betas = demo.bundle.manifest.betas
@@ -244,8 +244,8 @@ def test_wrong_parameters_are_refused(
 
 
 def test_wrong_devices_and_backends_are_refused() -> None:
-    with pytest.raises(BackendUnavailable, match="auto or cpu"):
-        sdfast.load("demo", device="cuda:7")
+    with pytest.raises(BackendUnavailable, match="use auto, cpu, cuda or cuda:N"):
+        sdfast.load("demo", device="tpu")
     with pytest.raises(InvalidRequest, match="threads"):
         sdfast.load("demo", threads=-1)
     with pytest.raises(BackendUnavailable, match="unknown"):

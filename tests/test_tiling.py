@@ -231,7 +231,7 @@ def test_the_pipeline_decodes_in_tiles(
     # The same picture, though after few steps no finished one: the decoder's tones differ by more.
     assert 30 < decibels(cut - whole) < np.inf
     monkeypatch.setattr(tiling, "WHOLE", 128)
-    automatic = np.asarray(demo(prompt, **request).images[0])
+    automatic = np.asarray(sdfast.load("demo", "onnxruntime")(prompt, **request).images[0])
     assert (automatic == cut).all()
 
 

@@ -46,8 +46,10 @@ def decoder(shapes: Shapes, config: Mapping[str, Any], options: Options) -> Grap
         x = g.add("Mul", x, g.number(127.5), name="pixels.scaled")
         x = g.add("Add", x, g.number(127.5), name="pixels.shifted")
     x = g.add("Clip", x, g.number(0.0), g.number(255.0), name="pixels.clamped")
-    x = g.add("Cast", g.add("Round", x, name="pixels.rounded"), name="pixels", to=ELEMENTS["u8"])
+    x = g.add("Round", x, name="pixels.rounded")
+    # Bytes are what comes in and goes out, and nothing else: TensorRT computes with none.
     x = g.add("Transpose", x, name="pixels.last", perm=[0, 2, 3, 1])
+    x = g.add("Cast", x, name="pixels", to=ELEMENTS["u8"])
     height, width = _image_sides(config, options)
     g.output("image", "u8", ["batch", height, width, 3], x)
     return g
@@ -58,8 +60,8 @@ def encoder(shapes: Shapes, config: Mapping[str, Any], options: Options) -> Grap
     check(config)
     g = Graph(shapes)
     image = g.input("image", "u8", ["batch", *_image_sides(config, options), 3])
-    x = g.add("Transpose", image, name="channels.first", perm=[0, 3, 1, 2])
-    x = g.add("Cast", x, name="pixels", to=ELEMENTS["f32"])
+    x = g.add("Cast", image, name="pixels", to=ELEMENTS["f32"])
+    x = g.add("Transpose", x, name="pixels.first", perm=[0, 3, 1, 2])
     shape = [
         "batch",
         config["latent_channels"],

@@ -9,7 +9,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
-from ..errors import BackendUnavailable, nearest
+from .. import external_data
+from ..devices.cuda import Cuda
+from ..errors import BackendUnavailable, BundleError, nearest
 from ..tensors import Tensor, TensorSpec
 
 
@@ -26,10 +28,12 @@ class Engine(Protocol):
         ...
 
     def bind(self, tensors: Mapping[str, Tensor]) -> None:
-        """Fixes addresses and shapes of every input and output; copies nothing."""
+        """Fixes addresses and shapes of every input and output; copies nothing. The tensors are of
+        the device that the engine is of; there may be others among them."""
 
     def run(self, stream: int = 0) -> None:
-        """Enqueues the network on its bound tensors. On a CPU it returns when they are written."""
+        """Enqueues the network on its bound tensors, on the GPU's stream of that number. On a CPU
+        it returns when they are written."""
 
     def close(self) -> None:
         """Frees what the engine holds; `bind` opens it again."""
@@ -39,7 +43,7 @@ Keep = Callable[[Mapping[str, str], Callable[[Path], None]], Path | None]
 """keep(key, build): the folder of a compiled network that is kept from one start to the next,
 filled by build(folder) where there is none yet; None where nothing can be kept."""
 
-PRECISIONS = ("auto", "fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Options:
         can; else cores share rows, for the lowest latency
     low_memory: memory is spared where that costs time
     keep: where compiled networks are kept
+    gpu: that they run on, whose stream `run` is given; None for the CPU
     """
 
     threads: int = 0
@@ -59,37 +64,52 @@ class Options:
     throughput: bool = False
     low_memory: bool = False
     keep: Keep | None = None
+    gpu: Cuda | None = None
 
 
-BACKENDS = ("openvino", "onnxruntime")
-"""Every backend, the faster first (docs/benchmarks.md has the figures). Each is a module here with
-`reason_unusable`, `precision` and `open`."""
+BACKENDS = {
+    "cpu": ("openvino", "onnxruntime", "torch"),
+    "cuda": ("torch", "onnxruntime", "tensorrt"),
+}
+"""The backends of each device, the faster first (docs/benchmarks.md and docs/gpu.md have the
+figures), but for TensorRT, which runs nothing until `sdfast build` has made its engines. Each is a
+module here with `reason_unusable`, `precision` and `open`."""
 
 
-def usable() -> dict[str, str | None]:
-    """Each backend → None where it can be used on this machine, else why not in one sentence."""
-    return {name: _backend(name).reason_unusable() for name in BACKENDS}
+def usable(device: str = "cpu") -> dict[str, str | None]:
+    """Each backend of a device, "cpu" or "cuda" → None where it can be used on this machine, else
+    why not in one sentence."""
+    return {name: _backend(name).reason_unusable(device) for name in BACKENDS[device]}
 
 
-def choose(backend: str = "auto") -> str:
-    """The backend of that name, or for "auto" the first that is usable here.
+def choose(backend: str = "auto", device: str = "cpu") -> str:
+    """The device's backend of that name, or for "auto" the first that is usable here.
 
     Raises BackendUnavailable for an unknown one, or with the reason why it cannot be used.
     """
-    if backend != "auto" and backend not in BACKENDS:
-        known = ", ".join(("auto", *BACKENDS))
+    names = BACKENDS[device]
+    if backend != "auto" and backend not in names:
+        every = dict.fromkeys(name for of in BACKENDS.values() for name in of)
+        if backend in every:
+            raise BackendUnavailable(
+                f"backend {backend} does not run on device {device}; use one of "
+                f"{', '.join(('auto', *names))}"
+            )
         raise BackendUnavailable(
-            f"backend {backend!r} is unknown{nearest(backend, BACKENDS)}; use one of {known}"
+            f"backend {backend!r} is unknown{nearest(backend, every)}; use one of "
+            f"{', '.join(('auto', *names))}"
         )
-    reasons = {name: _backend(name).reason_unusable() for name in BACKENDS}
-    name = backend if backend != "auto" else next((n for n in BACKENDS if not reasons[n]), "")
-    if not name or reasons[name]:
-        raise BackendUnavailable(reasons[name] if name else "; ".join(map(str, reasons.values())))
-    return name
+    reasons = []
+    for name in names if backend == "auto" else (backend,):  # no further: some take seconds
+        reason = _backend(name).reason_unusable(device)
+        if reason is None:
+            return name
+        reasons.append(reason)
+    raise BackendUnavailable("; ".join(reasons))
 
 
-def precision(backend: str, asked: str = "auto") -> str:
-    """What networks compute in, "fp32" or "bf16", with a backend that `choose` gave.
+def precision(backend: str, asked: str = "auto", device: str = "cpu") -> str:
+    """What networks compute in, one of PRECISIONS but "auto", with a backend that `choose` gave.
 
     Raises BackendUnavailable where it, or this machine, does not compute in what is asked for.
     """
@@ -98,7 +118,7 @@ def precision(backend: str, asked: str = "auto") -> str:
             f"precision {asked!r} is unknown{nearest(asked, PRECISIONS)}; use one of "
             f"{', '.join(PRECISIONS)}"
         )
-    found: str = _backend(backend).precision(asked)
+    found: str = _backend(backend).precision(asked, device)
     return found
 
 
@@ -108,8 +128,38 @@ def open_engine(file: Path, backend: str = "auto", options: Options | None = Non
     Raises BackendUnavailable as `choose` and `precision` do, BundleError for a file that is no
     network.
     """
-    opened: Callable[[Path, Options], Engine] = _backend(choose(backend)).open
-    return opened(file, options or Options())
+    options = options or Options()
+    device = "cpu" if options.gpu is None else "cuda"
+    opened: Callable[[Path, Options], Engine] = _backend(choose(backend, device)).open
+    return opened(file, options)
+
+
+def weights_of(file: Path) -> list[Path]:
+    """The files that the graph points into.
+
+    Raises BundleError where one leads out of its folder: whoever runs the graph opens it.
+    """
+    try:
+        names = sorted(external_data.locations(file.read_bytes()))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{file} cannot be run ({error}): export the bundle again") from error
+    found, folder = [file.parent / name for name in names], file.parent.resolve()
+    if odd := [weights for weights in found if not weights.resolve().is_relative_to(folder)]:
+        raise BundleError(f"{file} cannot be run: {odd[0]} is outside of its folder")
+    return found
+
+
+def fitting(engine: Engine, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those that the engine reads and writes. Raises ValueError for one of another type or rank."""
+    found = {}
+    for name, spec in {**engine.inputs, **engine.outputs}.items():
+        tensor = found[name] = tensors[name]
+        if tensor.dtype != spec.dtype or len(tensor.shape) != len(spec.shape):
+            raise ValueError(
+                f"{name} is {tensor.dtype} {tensor.shape}; the network takes {spec.dtype} "
+                f"{spec.shape}"
+            )
+    return found
 
 
 def first_line(error: Exception) -> str:

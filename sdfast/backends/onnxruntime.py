@@ -1,4 +1,5 @@
-"""ONNX Runtime on the CPU, with inputs and outputs bound to memory that the pipeline holds."""
+"""ONNX Runtime on the CPU or an NVIDIA GPU, with inputs and outputs bound to memory that the
+pipeline holds."""
 
 from __future__ import annotations
 
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import cpu, external_data
+from ..devices.cuda import Cuda
 from ..errors import BackendUnavailable, BundleError, EngineError
 from ..tensors import Tensor, TensorSpec
-from . import Options, first_line
+from . import Options, first_line, fitting
 
 # ONNX's element types (TensorProto.DataType), and the names that ONNX Runtime gives them.
 _ELEMENTS = {"f32": 1, "u8": 2, "i32": 6, "i64": 7, "f16": 10}
@@ -27,20 +29,28 @@ _OPTIMIZED, _WEIGHTS = "network.onnx", "network.weights"
 _WORTH_KEEPING = 64 << 20  # bytes of weights; smaller networks are optimized in milliseconds
 
 
-def reason_unusable() -> str | None:
-    """None where ONNX Runtime can be imported, else why not."""
+def reason_unusable(device: str = "cpu") -> str | None:
+    """None where ONNX Runtime can be imported and has a provider for the device, else why not."""
     try:
-        import_module("onnxruntime")
+        runtime = import_module("onnxruntime")
     except ImportError as error:
         return f"ONNX Runtime cannot be imported ({error}): pip install onnxruntime"
+    if device == "cuda" and "CUDAExecutionProvider" not in runtime.get_available_providers():
+        return (
+            "this ONNX Runtime has no CUDA provider: pip uninstall onnxruntime, then pip install "
+            "onnxruntime-gpu"
+        )
     return None
 
 
-def precision(asked: str) -> str:
-    """Always "fp32". Raises BackendUnavailable for another."""
-    if asked == "bf16":
+def precision(asked: str, device: str = "cpu") -> str:
+    """Always "fp32": it computes in the types that the graph has. Raises BackendUnavailable for
+    another."""
+    if asked in ("bf16", "fp16"):
+        other = "openvino" if device == "cpu" else "torch"
         raise BackendUnavailable(
-            "ONNX Runtime computes in float32 on a CPU: use --precision fp32, or --backend openvino"
+            f"ONNX Runtime computes in the types of the graph: export the bundle with --precision "
+            f"{asked}, or use --precision fp32 or --backend {other}"
         )
     return "fp32"
 
@@ -51,7 +61,11 @@ def open(file: Path, options: Options) -> OnnxRuntimeEngine:  # noqa: A001
 
 
 class OnnxRuntimeEngine:
-    """A session on the CPU and one binding; `run` calls it and does nothing else."""
+    """A session and one binding; `run` calls it and does nothing else.
+
+    On a GPU it runs on the pipeline's stream and waits for nothing. What it enqueues depends on
+    its arena and its own tables, so that it can be no part of another's graph.
+    """
 
     capturable = False
 
@@ -76,16 +90,11 @@ class OnnxRuntimeEngine:
         if self._session is None:  # it was closed
             self._session = self._open()
         binding = self._session.io_binding()
-        for name, spec in {**self.inputs, **self.outputs}.items():
-            tensor = tensors[name]
-            if tensor.dtype != spec.dtype or len(tensor.shape) != len(spec.shape):
-                raise ValueError(
-                    f"{name} is {tensor.dtype} {tensor.shape}; the network takes {spec.dtype} "
-                    f"{spec.shape}"
-                )
+        for name, tensor in fitting(self, tensors).items():
             bound = binding.bind_input if name in self.inputs else binding.bind_output
             kind = _ELEMENTS[tensor.dtype]
-            bound(name, "cpu", 0, kind, list(tensor.shape), tensor.pointer)
+            device, _, number = tensor.device.partition(":")
+            bound(name, device, int(number or 0), kind, list(tensor.shape), tensor.pointer)
         self._binding = binding
         self._bound = dict(tensors)  # the binding knows addresses alone: keep the memory alive
 
@@ -110,6 +119,8 @@ def _opened(file: Path, options: Options) -> Any:
     mapped: it is opened in a quarter of the time, and processes share one copy of it in memory.
     """
     weights = [file.parent / name for name in external_data.locations(file.read_bytes())]
+    if options.gpu is not None:
+        return _session(file, _settings(options), _on_gpu(options.gpu))
     if options.keep is None or sum(w.stat().st_size for w in weights) < _WORTH_KEEPING:
         return _session(file, _settings(options))
 
@@ -155,8 +166,19 @@ def _settings(options: Options) -> Any:
     return settings
 
 
-def _session(file: Path, settings: Any) -> Any:
-    providers = ["CPUExecutionProvider"]
+def _on_gpu(gpu: Cuda) -> tuple[str, dict[str, str]]:
+    """The CUDA provider, on the stream that all work goes to."""
+    return "CUDAExecutionProvider", {
+        "device_id": str(gpu.number),
+        "user_compute_stream": str(gpu.stream),
+        "do_copy_in_default_stream": "1",
+        "prefer_nhwc": "1",
+        "cudnn_conv_algo_search": "EXHAUSTIVE",
+    }
+
+
+def _session(file: Path, settings: Any, *gpu: tuple[str, dict[str, str]]) -> Any:
+    providers = [*gpu, "CPUExecutionProvider"]  # the CPU for what a GPU's provider leaves to it
     return import_module("onnxruntime").InferenceSession(str(file), settings, providers=providers)
 
 

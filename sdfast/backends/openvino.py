@@ -14,10 +14,10 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from .. import cpu, external_data
+from .. import cpu
 from ..errors import BackendUnavailable, BundleError, EngineError
 from ..tensors import Tensor, TensorSpec
-from . import Options, first_line
+from . import Options, first_line, fitting, weights_of
 
 _DTYPES = ("f32", "f16", "i32", "i64", "u8")  # named alike there and here
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
@@ -27,7 +27,7 @@ _SHAPES = 2  # compiled forms that an engine keeps: with the unguided rows and w
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
-def reason_unusable() -> str | None:
+def reason_unusable(device: str = "cpu") -> str | None:
     """None where OpenVINO can be imported and finds a CPU that it knows, else why not."""
     try:
         core = _core()
@@ -38,9 +38,10 @@ def reason_unusable() -> str | None:
     return None
 
 
-def precision(asked: str) -> str:
-    """What `asked` ("auto", "fp32" or "bf16") means on this CPU. Raises BackendUnavailable where it
-    cannot compute in that."""
+def precision(asked: str, device: str = "cpu") -> str:
+    """What `asked` means on this CPU. Raises BackendUnavailable where it cannot compute in that."""
+    if asked == "fp16":
+        raise BackendUnavailable("OpenVINO has no float16 on a CPU: use --precision bf16 or fp32")
     has_bf16 = "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if asked == "bf16" and not has_bf16:
         raise BackendUnavailable(
@@ -62,7 +63,7 @@ class OpenVinoEngine:
     def __init__(self, file: Path, options: Options) -> None:
         self._file, self._options = file, options
         self._precision = precision(options.precision)
-        self._weights = _weights(file)
+        self._weights = weights_of(file)
         model = _read(file)
         self.inputs, self.outputs = _specs(model.inputs), _specs(model.outputs)
         self._compiled: dict[tuple[Shapes, int], list[Any]] = {}  # requests, one for each part
@@ -70,14 +71,7 @@ class OpenVinoEngine:
         self._bound: Mapping[str, Tensor] = {}
 
     def bind(self, tensors: Mapping[str, Tensor]) -> None:
-        bound = {name: tensors[name] for name in (*self.inputs, *self.outputs)}
-        for name, spec in {**self.inputs, **self.outputs}.items():
-            tensor = bound[name]
-            if tensor.dtype != spec.dtype or len(tensor.shape) != len(spec.shape):
-                raise ValueError(
-                    f"{name} is {tensor.dtype} {tensor.shape}; the network takes {spec.dtype} "
-                    f"{spec.shape}"
-                )
+        bound = fitting(self, tensors)
         parts = self._parts(bound)
         rows = next(iter(bound.values())).shape[0] // parts
         views = [
@@ -202,19 +196,6 @@ def _read(file: Path) -> Any:
         raise BundleError(
             f"{file} cannot be run ({first_line(error)}): export the bundle again"
         ) from error
-
-
-def _weights(file: Path) -> list[Path]:
-    """The files that the graph points into. Raises BundleError where one leads out of its folder:
-    OpenVINO would open it."""
-    try:
-        names = sorted(external_data.locations(file.read_bytes()))
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{file} cannot be run ({error}): export the bundle again") from error
-    found, folder = [file.parent / name for name in names], file.parent.resolve()
-    if odd := [weights for weights in found if not weights.resolve().is_relative_to(folder)]:
-        raise BundleError(f"{file} cannot be run: {odd[0]} is outside of its folder")
-    return found
 
 
 def _shared(tensor: Tensor) -> Any:

@@ -14,6 +14,7 @@ import click
 from .. import __version__
 from ..errors import SdfastError, StoreWarning, VerificationError
 from .bench import bench
+from .build import build
 from .export import export, recipes
 from .generate import generate
 from .show import doctor, info, samplers
@@ -54,5 +55,5 @@ def main() -> None:
     """
 
 
-for command in (generate, export, recipes, info, samplers, bench, doctor):
+for command in (generate, export, build, recipes, info, samplers, bench, doctor):
     main.add_command(command)

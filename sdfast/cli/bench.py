@@ -32,6 +32,7 @@ def bench() -> None:
     help="Images a request.",
 )
 @click.option("--backend", default="auto", show_default=True, help="See `sdfast doctor`.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--threads", type=int, default=0, help="Of the CPU. [one on each core]")
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="A folder, new or to go on with."

@@ -47,7 +47,8 @@ def _loading(command: Any) -> Any:
     """The options of loading a bundle; only those that are given are passed on."""
     options = (
         click.option("--backend", help="See `sdfast doctor`. [auto]"),
-        click.option("--precision", help="fp32 or bf16, where the backend has both. [auto]"),
+        click.option("--device", help="cpu, cuda or cuda:N. [auto]"),
+        click.option("--precision", help="fp32, bf16 or fp16, where the backend has it. [auto]"),
         click.option("--low-memory", is_flag=True, default=None, help="Keep little in memory."),
         click.option("--threads", type=int, help="Of the CPU. [one on each core]"),
     )
@@ -116,7 +117,7 @@ def bench_pipeline(
     show_default=True,
     callback=listed(str),
     help="a,b,… of sdfast, diffusers, diffusers-bf16, diffusers-compiled, optimum-onnx and "
-    "optimum-openvino.",
+    "optimum-openvino; on a GPU of sdfast, diffusers-fp16 and diffusers-fp16-compiled.",
 )
 @click.option(
     *("--variant", "variants"),
@@ -162,7 +163,7 @@ def bench_peers(
     options = module.Options(
         bundle=bundle,
         checkpoint=checkpoint,
-        peers=module.NAMES if names == ("all",) else names,
+        peers=() if names == ("all",) else names,
         variants=module.variants(variants),
         load=_given(**load),
         steps=steps,

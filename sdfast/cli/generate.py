@@ -87,7 +87,8 @@ if TYPE_CHECKING:
 )
 @click.option("--format", "form", default=None, help="png, jpeg or webp. [by --out, else png]")
 @click.option("--backend", default="auto", show_default=True, help="See `sdfast doctor`.")
-@click.option("--precision", default="auto", show_default=True, help="fp32 or bf16: to compute in.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option("--precision", default="auto", show_default=True, help="fp32, bf16 or fp16.")
 @click.option("--threads", type=int, default=0, help="Of the CPU. [one on each core]")
 @click.option("--throughput", is_flag=True, help="Rows side by side, one on each core.")
 @click.option("--low-memory", is_flag=True, help="Hold one network at a time.")
@@ -104,6 +105,7 @@ def generate(
     out: Path,
     form: str | None,
     backend: str,
+    device: str,
     precision: str,
     threads: int,
     throughput: bool,
@@ -137,6 +139,7 @@ def generate(
     pipe = load(
         bundle or "demo",
         backend=backend,
+        device=device,
         threads=threads,
         precision=precision,
         throughput=throughput,
@@ -274,6 +277,7 @@ def _report(result: Result, pipe: Pipeline, files: list[Path], as_json: bool) ->
                 "file": str(file),
                 "seed": seed,
                 "backend": pipe.backend,
+                "device": pipe.device,
                 "precision": pipe.precision,
                 "request": result.request.to_dict(),
                 "seconds": dict(result.timings),
@@ -283,7 +287,7 @@ def _report(result: Result, pipe: Pipeline, files: list[Path], as_json: bool) ->
     for file in files:
         click.echo(file)
     stages = " · ".join(f"{name} {seconds:.2f} s" for name, seconds in result.timings.items())
-    click.echo(f"{stages} ({pipe.backend}, {pipe.precision})", err=True)
+    click.echo(f"{stages} ({pipe.backend}, {pipe.precision}, {pipe.device})", err=True)
 
 
 @contextmanager

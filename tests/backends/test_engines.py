@@ -15,7 +15,7 @@ DEMO = store.load("demo")
 EXACT = Options(precision="fp32")
 
 
-@pytest.fixture(params=backends.BACKENDS)
+@pytest.fixture(params=backends.BACKENDS["cpu"])
 def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -137,19 +137,20 @@ def test_an_unknown_backend_lists_the_known() -> None:
 
 
 def test_usable_says_so() -> None:
-    assert backends.usable() == {"openvino": None, "onnxruntime": None}
+    assert backends.usable() == {"openvino": None, "onnxruntime": None, "torch": None}
     assert backends.choose() == "openvino"
 
 
-def test_one_backend_computes_what_the_other_does() -> None:
+def test_one_backend_computes_what_the_others_do() -> None:
     found = []
-    for name in backends.BACKENDS:
+    for name in backends.BACKENDS["cpu"]:
         engine = backends.open_engine(DEMO.network("unet"), name, EXACT)
         bound = tensors(2, 16)
         engine.bind(bound)
         engine.run()
         found.append(np.array(bound["noise"]))
-    assert np.abs(found[0] - found[1]).max() < 1e-4 * np.abs(found[0]).max()
+    for other in found[1:]:
+        assert np.abs(found[0] - other).max() < 1e-4 * np.abs(found[0]).max()
 
 
 def test_an_engine_that_was_closed_opens_again(backend: str) -> None:

@@ -1,0 +1,73 @@
+"""The networks of a bundle as engines, each opened when it is first asked for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from . import backends
+from .backends import Engine
+from .bundle import Bundle, Network
+from .devices.staged import Staged
+from .tensors import TensorSpec
+
+
+class Opened:
+    """The engines of a bundle by the names of their networks."""
+
+    def __init__(self, bundle: Bundle, backend: str, options: backends.Options) -> None:
+        self.bundle, self.options = bundle, options
+        self._backend = backend
+        self._engines: dict[str, Engine] = {}
+
+    def __contains__(self, network: str) -> bool:
+        """Whether the bundle has it."""
+        return network in self.bundle.manifest.networks
+
+    def __getitem__(self, network: str) -> Engine:
+        """Its engine, kept compiled under the digests of all that it is made of."""
+        if network not in self._engines:
+            manifest, options = self.bundle.manifest, self.options
+            if (keep := options.keep) is not None:
+                read = (manifest.networks[network].file, *manifest.networks[network].weights)
+                made_of = {name: manifest.files[name] for name in read}
+                options = replace(options, keep=lambda key, build: keep({**made_of, **key}, build))
+            file = self.bundle.network(network)
+            self._engines[network] = backends.open_engine(file, self._backend, options)
+        return self._engines[network]
+
+    def get(self, network: str) -> Engine | None:
+        """The same; None where the bundle has none."""
+        if network not in self:
+            return None
+        return self[network]
+
+    def on_the_host(self, network: str) -> Engine:
+        """Its engine, to be bound to tensors of the host wherever it runs."""
+        engine, gpu = self[network], self.options.gpu
+        return engine if gpu is None else Staged(engine, gpu)
+
+    def inputs(self, *networks: str) -> dict[str, TensorSpec]:
+        """What those of the networks read that the bundle has."""
+        return {n: s for name in networks if name in self for n, s in self._of(name).inputs.items()}
+
+    def tensors(self, *networks: str) -> dict[str, TensorSpec]:
+        """What they read and write."""
+        found: dict[str, TensorSpec] = {}
+        for name in networks:
+            if name in self:
+                found |= {**self._of(name).inputs, **self._of(name).outputs}
+        return found
+
+    def _of(self, network: str) -> Network:
+        return self.bundle.manifest.networks[network]
+
+    def spare(self, *networks: str) -> None:
+        """Closes those that are open, where memory is to be spared: `bind` opens them again."""
+        for name in networks if self.options.low_memory else ():
+            if name in self._engines:
+                self._engines[name].close()
+
+    def close(self) -> None:
+        """Closes all of them."""
+        while self._engines:
+            self._engines.popitem()[1].close()
