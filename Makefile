@@ -1,12 +1,13 @@
 # make demo: a picture from a prompt, from nothing but Python 3.11 and a C++ compiler.
 # make test: everything that is checked on a CPU without a network.
-# make bench: the demo model measured, beside what `make peers` installed; bench-sd15: at full size.
+# make bench: the demo model measured, beside what `make peers` installed; bench-sd15: at full size;
+# bench-gpu: at full size on a GPU, where PyTorch and diffusers are for CUDA.
 PYTHON ?= python3
 USER_VENV := .venv
 DEV_VENV := .venv-dev
 DEV := $(DEV_VENV)/bin
 
-.PHONY: demo test lint slow bench bench-sd15 peers clean
+.PHONY: demo test lint slow bench bench-sd15 bench-gpu peers clean
 
 demo: $(USER_VENV)/installed
 	$(USER_VENV)/bin/sdfast generate "a small red circle on a blue background" --seed 0 --out demo.png
@@ -44,6 +45,14 @@ bench-sd15: $(SD15)/bundle/bundle.json $(SD15)/int8/bundle.json
 		--variant sdfast-int8-cached:bundle=$(SD15)/int8,cache=3
 	$(DEV)/sdfast bench pipeline --bundle $(SD15)/bundle --batch 1,2,4 --steps 4 \
 		--runs $(RUNS) --out $(SD15)/pipeline
+
+bench-gpu: $(SD15)/bundle/bundle.json
+	$(DEV)/python benchmarks/gpu.py --bundle $(SD15)/bundle --pictures 1000 --json $(OUT)/gpu/forms.json
+	$(DEV)/sdfast bench peers --device cuda --bundle $(SD15)/bundle --checkpoint $(SD15)/checkpoint \
+		--environments $(PEERS) --steps 20 --guidance 7.5 --runs 10 --out $(OUT)/gpu/peers
+	$(DEV)/sdfast bench pipeline --device cuda --bundle $(SD15)/bundle --batch 1,2,4,8 --runs 5 \
+		--out $(OUT)/gpu/pipeline
+	$(DEV)/sdfast bench samplers --device cuda --steps 20 --prompts 8 --out $(OUT)/gpu/samplers
 
 $(SD15)/bundle/bundle.json: $(SD15)/checkpoint/model_index.json
 	$(DEV)/sdfast export $(SD15)/checkpoint $(SD15)/bundle --backend openvino --overwrite

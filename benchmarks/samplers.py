@@ -62,7 +62,7 @@ Progress = Callable[[float, str], None]
 class Options:
     """What to measure.
 
-    bundle, backend, threads: as `sdfast.load` takes them
+    bundle, backend, device, threads: as `sdfast.load` takes them
     samplers, schedules: names or aliases, or "all"; no schedule means the bundle's default
     prompts: pictures a combination, prompt k with seed k; each is one timed request
     repeats: timed requests at each batch size above 1
@@ -77,6 +77,7 @@ class Options:
     repeats: int = 3
     batches: tuple[int, ...] = (1, 4)
     backend: str = "auto"
+    device: str = "auto"
     threads: int = 0
 
 
@@ -131,7 +132,7 @@ def plan(options: Options, out: Path, command: str) -> Plan:
     for name in ("prompts", "repeats"):
         if getattr(options, name) < 1:
             raise InvalidRequest(f"{name} is {getattr(options, name)}; it must be 1 or more")
-    pipe = pipeline.load(options.bundle, options.backend, threads=options.threads)
+    pipe = pipeline.load(options.bundle, options.backend, options.device, options.threads)
     combinations = _combinations(options, pipe)
     if not combinations:
         raise InvalidRequest("nothing is to be measured: give a sampler and a number of steps")

@@ -1,4 +1,4 @@
-"""sdfast beside the other ways to run the same checkpoint on a CPU.
+"""sdfast beside the other ways to run the same checkpoint, on a CPU or a GPU.
 
     sdfast bench peers --bundle demo --checkpoint export/demo/checkpoint --out FOLDER
 
@@ -62,14 +62,37 @@ class Peer:
 
 
 _TORCH = ("with_diffusers.py", "diffusers", ("torch", "diffusers", "transformers", "accelerate"))
-PEERS = (
-    Peer("diffusers", *_TORCH, {"dtype": "float32", "compiled": False}),
-    Peer("diffusers-bf16", *_TORCH, {"dtype": "bfloat16", "compiled": False}),
-    Peer("diffusers-compiled", *_TORCH, {"dtype": "bfloat16", "compiled": True}),
-    Peer("optimum-onnx", "with_optimum_onnx.py", "optimum-onnx", ("optimum.onnxruntime",)),
-    Peer("optimum-openvino", "with_optimum_openvino.py", "optimum-openvino", ("optimum.intel",)),
-)
-NAMES = (SDFAST, *(peer.name for peer in PEERS))
+
+
+def _diffusers(name: str, dtype: str, compiled: bool, device: str) -> Peer:
+    return Peer(name, *_TORCH, {"dtype": dtype, "compiled": compiled, "device": device})
+
+
+PEERS = {
+    "cpu": (
+        _diffusers("diffusers", "float32", False, "cpu"),
+        _diffusers("diffusers-bf16", "bfloat16", False, "cpu"),
+        _diffusers("diffusers-compiled", "bfloat16", True, "cpu"),
+        Peer("optimum-onnx", "with_optimum_onnx.py", "optimum-onnx", ("optimum.onnxruntime",)),
+        Peer(
+            *("optimum-openvino", "with_optimum_openvino.py"),
+            *("optimum-openvino", ("optimum.intel",)),
+        ),
+    ),
+    "cuda": (
+        _diffusers("diffusers-fp16", "float16", False, "cuda"),
+        _diffusers("diffusers-fp16-compiled", "float16", True, "cuda"),
+    ),
+}
+
+
+def names(load: Mapping[str, Any]) -> tuple[str, ...]:
+    """Those that are measured on the device that `sdfast.load` is given."""
+    return (SDFAST, *(peer.name for peer in PEERS[_device(load)]))
+
+
+def _device(load: Mapping[str, Any]) -> str:
+    return "cuda" if str(load.get("device", "cpu")).startswith("cuda") else "cpu"
 
 
 @dataclass(frozen=True)
@@ -77,10 +100,11 @@ class Options:
     """What to measure.
 
     bundle, checkpoint: the same model, as a bundle (name or folder) and in diffusers' layout
-    peers: of NAMES
+    peers: of `names(load)`; empty for all of them
     variants: sdfast otherwise, by name: options of `sdfast.load`, bundle included, and parameters
         of Request, as cache
-    load: options of `sdfast.load` for sdfast and its variants
+    load: options of `sdfast.load` for sdfast and its variants; its device, "cpu" without one, is
+        that of the peers too
     steps, size, guidance: of the requests; size: the side in pixels; None for the bundle's defaults
     runs: timed pictures a process; rounds: processes after a peer's first start
     environments: the folder of the peers' virtual environments
@@ -88,7 +112,7 @@ class Options:
 
     bundle: str
     checkpoint: Path
-    peers: tuple[str, ...] = NAMES
+    peers: tuple[str, ...] = ()
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     load: Mapping[str, Any] = field(default_factory=dict)
     steps: int | None = None
@@ -170,18 +194,21 @@ def _value(text: str) -> Any:
 
 def _peers(options: Options, bundle: Bundle) -> Iterator[Peer]:
     """sdfast and its variants, then the others, as far as they are asked for."""
-    for name in options.peers:
-        if name not in NAMES:
-            known = ", ".join(NAMES)
-            raise InvalidRequest(f"peer {name!r} is unknown{nearest(name, NAMES)}; use {known}")
+    known = names(options.load)
+    asked = options.peers or known
+    for name in asked:
+        if name not in known:
+            raise InvalidRequest(
+                f"peer {name!r} is unknown{nearest(name, known)}; use {', '.join(known)}"
+            )
     for name, given in {SDFAST: {}, **options.variants}.items():
-        if name in NAMES and given:
+        if name in known and given:
             raise InvalidRequest(f"variant {name!r} has the name of a peer: choose another")
         if not re.fullmatch(r"\w[\w.-]*", name):  # it names files
             raise InvalidRequest(f"variant {name!r} must be named by letters, digits, . - and _")
-        if name != SDFAST or name in options.peers:
-            yield _sdfast(name, {**options.load, **given}, bundle)
-    yield from (peer for peer in PEERS if peer.name in options.peers)
+        if name != SDFAST or name in asked:
+            yield _sdfast(name, {"device": "cpu", **options.load, **given}, bundle)
+    yield from (peer for peer in PEERS[_device(options.load)] if peer.name in asked)
 
 
 def _sdfast(name: str, given: Mapping[str, Any], bundle: Bundle) -> Peer:

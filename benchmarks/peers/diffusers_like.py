@@ -12,8 +12,11 @@ from typing import Any
 from protocol import Draw, Job
 
 
-def drawing(pipe: Any, job: Job) -> Draw:
-    """How a StableDiffusionPipeline draws the job, its stages timed around its own calls."""
+def drawing(pipe: Any, job: Job, wait: Callable[[], None] | None = None) -> Draw:
+    """How a StableDiffusionPipeline draws the job, its stages timed around its own calls.
+
+    wait: until the device is done, which ends a stage
+    """
     import torch
     from diffusers import DPMSolverMultistepScheduler
 
@@ -27,6 +30,8 @@ def drawing(pipe: Any, job: Job) -> Draw:
         def wrapped(*values: Any, **named: Any) -> Any:
             began = perf_counter()
             found = call(*values, **named)
+            if wait is not None:
+                wait()
             spent[stage] = (began, perf_counter())
             return found
 
@@ -57,6 +62,8 @@ def drawing(pipe: Any, job: Job) -> Draw:
             callback_on_step_end=stepped,
         ).images[0]
         stages = {stage: end - begin for stage, (begin, end) in spent.items()}
+        if wait is not None:  # steps are enqueued ahead of the device
+            ended = spent["vae_decoder"][0]
         return picture, {**stages, "unet": ended - spent["text_encoder"][1]}
 
     return draw
