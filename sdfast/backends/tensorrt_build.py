@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 from .. import graph_tensors
 from ..devices.cuda import Cuda
-from ..errors import EngineRefused, OutputError
+from ..errors import BackendUnavailable, EngineRefused, OutputError
 from ..graph_tensors import Port
 from ..records import parsed
 from . import Engine, Keep, weights_of
 from .acceptance import Place, Verdict, examples, judge
 from .tensorrt import Loaded, host
-from .tensorrt_library import library, log, unusable
+from .tensorrt_library import library, log, unusable, version
 from .tensorrt_plans import PLAN, Form, Plan, Profile, Shape, enlist, stored
 from .tensorrt_progress import Phases, Tell, monitor
 
@@ -313,6 +313,11 @@ def configure(config: trt.IBuilderConfig, form: Form) -> None:
     if form.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if form.hardware == "same-capability":
+        if not hasattr(trt.HardwareCompatibilityLevel, "SAME_COMPUTE_CAPABILITY"):
+            raise BackendUnavailable(
+                f"TensorRT {version()} knows no hardware same-capability: use 10.11 or later, or "
+                "another --hardware"
+            )
         level = trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
         config.hardware_compatibility_level = level
     elif form.hardware == "ampere-or-later":

@@ -20,18 +20,18 @@ FOLDER = Path(sdfast.backends.__file__).parent
 # nothing.
 RUNTIME = ("tensorrt.py", "tensorrt_library.py")
 BUILDER = ("tensorrt_build.py", "tensorrt_progress.py", "tensorrt_refit.py")
-OLDER = ("tensorrt_cu12_bindings", "10.16.1.11")  # a late version of 10
+OF_10 = "tensorrt_cu12_bindings=={}"
+GUARDED = ("IAttention", "ATTENTION_INPUT", "attention", "SAME_COMPUTE_CAPABILITY")
+"""What the backend asks for before it uses it, and the oldest version lacks."""
 
 
 def trees(*files: str) -> dict[str, ast.Module]:
     return {name: ast.parse((FOLDER / name).read_text(encoding="utf-8")) for name in files}
 
 
-@pytest.fixture(scope="session")
-def of_10(tmp_path_factory: pytest.TempPathFactory) -> Bindings:
+def of_10(version: str, folder: Path) -> Bindings:
     """Fetched, since two versions of a package cannot be installed side by side."""
-    folder = tmp_path_factory.mktemp("bindings")
-    wheel = f"{OLDER[0]}=={OLDER[1]}"
+    wheel = OF_10.format(version)
     fetch = [
         sys.executable,
         "-m",
@@ -59,8 +59,16 @@ def test_everything_that_is_used_is_there_in_11(of_11: Bindings) -> None:
     assert len(found.uses) > 80
 
 
-def test_everything_that_is_used_is_there_in_10(of_10: Bindings) -> None:
-    assert uses.find(trees(*RUNTIME, *BUILDER), of_10).problems == []
+def test_everything_that_is_used_is_there_in_10(tmp_path: Path) -> None:
+    late = of_10("10.16.1.11", tmp_path)
+    assert uses.find(trees(*RUNTIME, *BUILDER), late).problems == []
+
+
+def test_the_oldest_version_lacks_only_what_is_asked_for(tmp_path: Path) -> None:
+    assert tensorrt_library.OLDEST == (10, 1)
+    problems = uses.find(trees(*RUNTIME, *BUILDER), of_10("10.1.0", tmp_path)).problems
+    assert problems
+    assert all(any(word in problem for word in GUARDED) for problem in problems), problems
 
 
 def test_what_runs_engines_is_in_the_lean_runtime(of_lean: Bindings) -> None:
@@ -114,6 +122,7 @@ WRONG = {
     "trt = library()\nclass L(trt.ILogger):\n    def logs(self): ...": "L has no log",
     "trt = library()\nclass L(trt.ILogger):\n    def log(self, severity): ...": "L.log takes",
     "trt = library()\nhasattr(trt, 'IAtention')": "trt has no IAtention",
+    "trt = library()\nhasattr(trt.DataType, 'FP16')": "DataType has no FP16",
 }
 
 

@@ -317,12 +317,14 @@ class _Module:
         return None
 
     def asked(self, node: ast.Call, names: Names) -> None:
-        """hasattr(trt, "Name")"""
-        of, name = node.args
-        if self.type(of, names) == Type("module") and isinstance(name, ast.Constant):
-            self.found.uses.append(Use(name, "value"))
-            if name.value not in self.bindings.kinds:
-                self.wrong(node, f"trt has no {name.value}")
+        """hasattr(trt, "Name"), hasattr(trt.Enum, "MEMBER")"""
+        of, name = self.type(node.args[0], names), node.args[1]
+        if of is None or not isinstance(name, ast.Constant):
+            return
+        self.found.uses.append(Use(name, "value"))
+        known = self.bindings.kinds
+        if name.value not in (known if of.kind == "module" else known[of.name].members):
+            self.wrong(node, f"{of.name or 'trt'} has no {name.value}")
 
     def own_returned(self, name: str) -> Type | None:
         kind, _, method = name.rpartition(".")
