@@ -111,7 +111,7 @@ class CpuPlan:
         manifest, sizes = opened.bundle.manifest, opened.bundle.sizes
         sides = (request.height // sizes.scale, request.width // sizes.scale)
         latent = (batch, sizes.channels, *sides)
-        self._decoder = opened["vae_decoder"]
+        self._opened = opened
         self._tiles = tiling.grid(request.height, request.width, tile, sizes)
         self._batch, self._rows = batch, rows
         self._unet = _tensors(opened, "time_projection", "unet", rows=rows * batch, sides=sides)
@@ -165,7 +165,8 @@ class CpuPlan:
         latent = _copy(self.loop.result) if again else self.loop.result
 
         def pictures() -> list[Image.Image]:
-            tiling.run(self._decoder, {"latent": latent, "image": self._pixels}, self._tiles)
+            decoder = self._opened["vae_decoder"]  # no earlier: memory holds one network at a time
+            tiling.run(decoder, {"latent": latent, "image": self._pixels}, self._tiles)
             return images.from_pixels(self._pixels)
 
         return pictures

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,8 @@ import torch
 from PIL import Image, ImageChops
 
 import sdfast
-from sdfast import plans, program, samplers, schedules
+from sdfast import backends, plans, program, samplers, schedules
+from sdfast.backends import Engine
 from sdfast.errors import BackendUnavailable, Cancelled, InvalidRequest
 from sdfast.ranges import Range
 from sdfast.request import Request, resolve
@@ -222,6 +224,23 @@ def test_a_closed_pipeline_opens_again() -> None:
     first = pipe(PROMPT, seed=0, steps=2).images[0]
     pipe.close()
     assert levels_apart(first, pipe(PROMPT, seed=0, steps=2).images[0]) == 0
+
+
+def test_the_decoder_opens_no_earlier_than_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def watched(file: Path, *more: Any) -> Engine:
+        opened.append(file.stem)
+        return open_engine(file, *more)
+
+    open_engine = backends.open_engine
+    monkeypatch.setattr(backends, "open_engine", watched)
+    pipe = sdfast.load("demo", "onnxruntime", low_memory=True)
+    seen: list[list[str]] = []
+    pipe(PROMPT, steps=1, callback=lambda *_: seen.append(list(opened)))
+    assert "unet" in seen[0]
+    assert "vae_decoder" not in seen[0]
+    assert opened[-1] == "vae_decoder"
 
 
 @pytest.mark.parametrize(

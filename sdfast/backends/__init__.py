@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Protocol
 
 from .. import external_data
-from ..devices.cuda import Cuda
+from ..devices.cuda import Cuda, Keep
 from ..errors import BackendUnavailable, BundleError, nearest
 from ..tensors import Tensor, TensorSpec
 
@@ -38,10 +38,6 @@ class Engine(Protocol):
     def close(self) -> None:
         """Frees what the engine holds; `bind` opens it again."""
 
-
-Keep = Callable[[Mapping[str, str], Callable[[Path], None]], Path | None]
-"""keep(key, build): the folder of a compiled network that is kept from one start to the next,
-filled by build(folder) where there is none yet; None where nothing can be kept."""
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 

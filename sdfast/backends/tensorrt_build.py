@@ -14,11 +14,11 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from .. import graph_tensors
-from ..devices.cuda import Cuda
+from ..devices.cuda import Cuda, Keep
 from ..errors import BackendUnavailable, EngineRefused, OutputError
 from ..graph_tensors import Port
 from ..records import parsed
-from . import Engine, Keep, weights_of
+from . import Engine, weights_of
 from .acceptance import Place, Verdict, examples, judge
 from .tensorrt import Loaded, host
 from .tensorrt_library import library, log, unusable, version
@@ -37,7 +37,7 @@ REPORT, _TIMINGS = "report.json", "timing.cache"
 
 @dataclass(frozen=True)
 class Shelf:
-    """The store's ends. keep: as backends.Keep; renew: the same, writing an entry anew that is
+    """The store's ends. keep: as devices.cuda.Keep; renew: the same, writing an entry anew that is
     there."""
 
     keep: Keep

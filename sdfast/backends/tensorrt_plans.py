@@ -18,10 +18,10 @@ from itertools import product
 from math import prod
 from pathlib import Path
 
+from ..devices.cuda import Keep
 from ..errors import BackendUnavailable
 from ..graph_tensors import Port
 from ..records import parsed
-from . import Keep
 
 Shape = tuple[int, ...]
 HARDWARE = ("this", "same-capability", "ampere-or-later")

@@ -23,7 +23,8 @@ KERNELS = ("step", "sum_up", "find_factors", "advance")
 _OBJECT = "kernels.cubin"
 
 Keep = Callable[[Mapping[str, str], Callable[[Path], None]], Path | None]
-"""As `backends.Keep`: where what was compiled is kept."""
+"""keep(key, build): the folder of what was compiled under that key, kept from one start to the next
+and filled by build(folder) where there is none yet; None where nothing can be kept."""
 
 
 class Run(ctypes.Structure):

@@ -168,17 +168,18 @@ class Plan:
         batch, *image = self._shape
         self._draws = Mirror(gpu, (need.given * batch, *image), "f32")
         rows = halves * need.evaluations
-        self._time = {
-            name: Mirror(gpu, (rows, *shape[1:]), dtype)
-            for name, (shape, dtype) in self._time_shapes.items()
+        times = {
+            name: ((rows, *shape[1:]), dtype) for name, (shape, dtype) in self._time_shapes.items()
         }
+        self._times = gpu.empty(*times.pop("time")) if times else None
+        self._time = {name: Mirror(gpu, *spec) for name, spec in times.items()}
 
     def condition(self) -> None:
         """Enqueues the copy of what `conditions` and `time_conditions` hold now."""
         for mirror in self._mirrors.values():
             mirror.upload()
         for name, mirror in self._time.items():
-            if name not in ("time", "timestep"):
+            if name != "timestep":
                 mirror.upload()
 
     def draw(
@@ -276,7 +277,7 @@ class Plan:
             latent=self._unet["latent"].pointer,
             timestep=self._unet["timestep"].pointer,
             time=None if time is None else time.pointer,
-            table=None if time is None else self._time["time"].device.pointer,
+            table=None if self._times is None else self._times.pointer,
             draws=self._draws.device.pointer,
             result=self._result.pointer,
             seeds=self._seeds.device.pointer,
@@ -294,8 +295,9 @@ class Plan:
     # What is enqueued, captured or not.
 
     def _begin(self) -> None:
-        if self._networks.time is not None:
-            self._networks.time.bind({name: m.device for name, m in self._time.items()})
+        if self._networks.time is not None and self._times is not None:
+            tensors = {name: mirror.device for name, mirror in self._time.items()}
+            self._networks.time.bind({**tensors, "time": self._times})
             self._networks.time.run(self._gpu.stream)
 
     def _row(self, run: Run, number: int) -> None:

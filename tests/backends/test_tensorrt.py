@@ -23,7 +23,6 @@ from click.testing import CliRunner
 from sdfast import backends, cli, compiled, store
 from sdfast.backends import (
     Engine,
-    Keep,
     Options,
     acceptance,
     tensorrt,
@@ -32,6 +31,7 @@ from sdfast.backends import (
 )
 from sdfast.backends.tensorrt import TensorRtEngine
 from sdfast.backends.tensorrt_plans import Form, Profile, listed
+from sdfast.devices.cuda import Keep
 from sdfast.errors import BackendUnavailable, BundleError, EngineError, EngineRefused, RecipeError
 from sdfast.export.engines import build_engines
 from sdfast.networks import TEXT_ENCODERS

@@ -32,17 +32,8 @@ def trees(*files: str) -> dict[str, ast.Module]:
 def of_10(version: str, folder: Path) -> Bindings:
     """Fetched, since two versions of a package cannot be installed side by side."""
     wheel = OF_10.format(version)
-    fetch = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--quiet",
-        "--dest",
-        folder,
-        wheel,
-    ]
+    options = ["--no-deps", "--quiet", "--dest", str(folder)]
+    fetch = [sys.executable, "-m", "pip", "download", *options, wheel]
     done = subprocess.run(fetch, capture_output=True, text=True, timeout=120, check=False)
     if done.returncode != 0:
         pytest.skip(f"{wheel} cannot be fetched: {done.stderr.strip().splitlines()[-1]}")
@@ -59,11 +50,13 @@ def test_everything_that_is_used_is_there_in_11(of_11: Bindings) -> None:
     assert len(found.uses) > 80
 
 
+@pytest.mark.slow  # fetches it
 def test_everything_that_is_used_is_there_in_10(tmp_path: Path) -> None:
     late = of_10("10.16.1.11", tmp_path)
     assert uses.find(trees(*RUNTIME, *BUILDER), late).problems == []
 
 
+@pytest.mark.slow  # fetches it
 def test_the_oldest_version_lacks_only_what_is_asked_for(tmp_path: Path) -> None:
     assert tensorrt_library.OLDEST == (10, 1)
     problems = uses.find(trees(*RUNTIME, *BUILDER), of_10("10.1.0", tmp_path)).problems
