@@ -60,7 +60,8 @@ def pyramid(out: Tensor, seeds: Sequence[int], draw: int) -> None: ...
 def highres_pyramid(out: Tensor, seeds: Sequence[int], draw: int) -> None: ...
 def perlin(out: Tensor, seeds: Sequence[int], draw: int) -> None: ...
 def prepare(latent: Tensor, timestep: Tensor, x: Tensor, sigma: float, t: float) -> None:
-    """latent [G·B, …] = x [B, …] / √(σ² + 1), G (1 or 2) times over; timestep [G·B] = t."""
+    """latent [G·B, …] = x [B, …] / √(σ² + 1), G (1 or 2) times over; timestep [G·B] = t. Where
+    latent has more channels than x, those beyond stay as they are."""
 
 def guide(
     denoised: Tensor,
@@ -77,6 +78,10 @@ def guide(
 
 def combine(out: Tensor, coefficients: Sequence[float], sources: Sequence[Tensor]) -> None:
     """out = Σ cᵢ · sourceᵢ in one pass over memory; out may be one of the sources."""
+
+def blend(out: Tensor, x: Tensor, kept: Tensor, mask: Tensor) -> None:
+    """out = mask · x + (1 − mask) · kept, all [B, C, h, w] but mask [B, 1, h, w]; out may be x or
+    kept."""
 
 def cut_tile(tile: Tensor, whole: Tensor, top: int, left: int) -> None:
     """tile = the part of whole that begins at row top and column left. Both u8 [B, H, W, C] or

@@ -2,7 +2,7 @@
 
 A sampler is run once on symbolic latents. Sums and multiples of latents stay symbolic, as linear
 combinations; where the network reads one, or the run ends, it becomes one fused Combine. What is
-left is a flat list of three instructions over a few slots, each slot one latent [B, C, h, w], with
+left is a flat list of instructions over a few slots, each slot one latent [B, C, h, w], with
 every coefficient a float64 computed now: the loop that runs it holds no scheduler arithmetic.
 """
 
@@ -50,16 +50,27 @@ class Noise:
     sigma_next: float
 
 
-Instruction = Eval | Combine | Noise
+@dataclass(frozen=True)
+class Blend:
+    """Slot `out` = m · slot `x` + (1 − m) · slot `kept`, with the mask m of the picture that is
+    redrawn; `out` may be either."""
 
-VERSION = 2  # of the JSON form
+    out: int
+    x: int
+    kept: int
+
+
+Instruction = Eval | Combine | Noise | Blend
+
+VERSION = 3  # of the JSON form
 
 
 @dataclass(frozen=True)
 class Program:
     """A sampler's run over given sigmas. Slot 0 holds x at sigmas[0] when it starts; slot `result`
     holds x at the last sigma when it ends; `slots` are needed in all; `noise` is the kind that its
-    Noise instructions draw."""
+    Noise instructions draw. Slot `picture`, where there is one, holds the latents of the picture
+    that is redrawn in part when it starts."""
 
     sampler: str
     sigmas: tuple[float, ...]
@@ -67,6 +78,7 @@ class Program:
     instructions: tuple[Instruction, ...]
     slots: int
     result: int
+    picture: int | None = None
 
     @property
     def evaluations(self) -> int:
@@ -84,7 +96,7 @@ class Program:
     def latents_moved(self) -> int:
         """Latents read and written by the passes around the network, with two rows of guidance: an
         Eval reads x twice and the network's two outputs, and writes its two inputs and D."""
-        moved = {Eval: 7, Noise: 1}  # what a draw itself takes depends on its kind
+        moved = {Eval: 7, Noise: 1, Blend: 3}  # what a draw itself takes depends on its kind
         return sum(
             len(i.terms) + 1 if isinstance(i, Combine) else moved[type(i)]
             for i in self.instructions
@@ -104,6 +116,7 @@ class Program:
             "noise": self.noise,
             "slots": self.slots,
             "result": self.result,
+            "picture": self.picture,
             "instructions": [(type(i).__name__.lower(), *astuple(i)) for i in self.instructions],
         }
         return json.dumps(record)
@@ -123,6 +136,7 @@ class Program:
                 instructions=tuple(_instruction(*row) for row in record["instructions"]),
                 slots=_whole(record["slots"]),
                 result=_whole(record["result"]),
+                picture=None if record["picture"] is None else _whole(record["picture"]),
             )
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise InvalidProgram(f"this is not a program as to_json writes it: {error}") from None
@@ -263,6 +277,8 @@ def _sources(instruction: Instruction) -> tuple[int, ...]:
         return (instruction.x,)
     if isinstance(instruction, Combine):
         return tuple(value for _, value in instruction.terms)
+    if isinstance(instruction, Blend):
+        return instruction.x, instruction.kept
     return ()
 
 
@@ -330,6 +346,8 @@ def _line(instruction: Instruction) -> str:
         return (
             f"x{instruction.out} = noise(σ {instruction.sigma:.6g} → {instruction.sigma_next:.6g})"
         )
+    if isinstance(instruction, Blend):
+        return f"x{instruction.out} = m·x{instruction.x} + (1 − m)·x{instruction.kept}"
     terms = " + ".join(f"{c:.6g}·x{slot}" for c, slot in instruction.terms)
     return f"x{instruction.out} = {terms}".replace("+ -", "− ")
 
@@ -368,18 +386,23 @@ def _instruction(kind: str, out: int, *rest: Any) -> Instruction:
     if kind == "noise":
         sigma, sigma_next = rest
         return Noise(out, _finite(sigma), _finite(sigma_next))
-    raise ValueError(f"instruction {kind!r} is unknown; use eval, combine or noise")
+    if kind == "blend":
+        x, kept = rest
+        return Blend(out, x, kept)
+    raise ValueError(f"instruction {kind!r} is unknown; use eval, combine, noise or blend")
 
 
 def _check(program: Program) -> None:
-    if not 1 <= program.slots <= len(program.instructions) + 1:
+    if not 1 <= program.slots <= len(program.instructions) + 2:
         raise InvalidProgram(f"{program.slots} slots are not what its instructions need")
     if program.noise not in NOISES:
         raise InvalidProgram(f"noise {program.noise!r} is unknown; use {', '.join(NOISES)}")
     first = next((i for i in program.instructions if isinstance(i, Eval)), None)
     if first is not None and first.shallow:
         raise InvalidProgram("its first evaluation is shallow, which needs features of one before")
-    written = {0}
+    if program.picture is not None and not 0 < program.picture < program.slots:
+        raise InvalidProgram(f"picture is slot {program.picture}, outside 1…{program.slots - 1}")
+    written = {0} if program.picture is None else {0, program.picture}
     for at, instruction in enumerate(program.instructions):
         slots = (instruction.out, *_sources(instruction))
         if not all(type(slot) is int and 0 <= slot < program.slots for slot in slots):

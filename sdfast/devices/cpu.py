@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from .._core import combine, guide, prepare
+from .._core import blend, combine, guide, prepare
 from ..guidance import Guidance
 from ..noise import Draw, Start
-from ..program import Combine, Eval, Noise, Program
+from ..program import Blend, Combine, Eval, Instruction, Program
+from ..redrawing import Redrawn, beginning
 from ..samplers import Sampler
 from ..schedules import NoiseSchedule
 from ..tensors import Tensor
@@ -180,11 +181,13 @@ class Denoiser:
         guide(out, tensors["noise"], x, sigma, scale, self._prediction, rescale)
 
 
-def start(x: Tensor, sigma: float, first: Start) -> None:
-    """Fills x with the stream's first draw at noise level √(σ² + 1): as a training latent of unit
-    deviation under noise σ."""
+def start(x: Tensor, sigma: float, first: Start, redrawn: Redrawn | None = None) -> None:
+    """Fills x with what a run starts from: the stream's first draw as `beginning` takes it."""
     first(x)
-    combine(x, [(sigma * sigma + 1) ** 0.5], [x])
+    from_noise = redrawn is None or redrawn.fresh
+    sources = [x] if redrawn is None else [x, redrawn.latents]
+    terms = beginning(sigma, None if from_noise else 1)
+    combine(x, [c for c, _ in terms], [sources[k] for _, k in terms])
 
 
 class Loop:
@@ -199,10 +202,11 @@ class Loop:
         self._evaluations = program.evaluations
         self._steps = [self._operands(i) for i in program.instructions]
         self.x = self._slots[0]
+        self._picture = None if program.picture is None else self._slots[program.picture]
         self.result = self._slots[program.result]
 
     def _operands(
-        self, instruction: Eval | Combine | Noise
+        self, instruction: Instruction
     ) -> tuple[int, Tensor, float, float, list[float], list[Tensor], bool]:
         # (kind, out, σ, t or σ_next, coefficients, sources, shallow): all that the loop reads.
         out = self._slots[instruction.out]
@@ -214,11 +218,26 @@ class Loop:
             coefficients = [c for c, _ in instruction.terms]
             sources = [self._slots[k] for _, k in instruction.terms]
             return 1, out, 0.0, 0.0, coefficients, sources, False
+        if isinstance(instruction, Blend):
+            sources = [self._slots[instruction.x], self._slots[instruction.kept]]
+            return 3, out, 0.0, 0.0, [], sources, False
         return 2, out, instruction.sigma, instruction.sigma_next, [], [], False
 
-    def run(self, guidance: Guidance, draw: Draw, progress: Progress | None = None) -> None:
-        """Runs the program on `x`, which it uses up."""
+    def run(
+        self,
+        guidance: Guidance,
+        draw: Draw,
+        progress: Progress | None = None,
+        redrawn: Redrawn | None = None,
+    ) -> None:
+        """Runs the program on `x`, which it uses up. redrawn: with its mask, where the program
+        redraws a part of a picture."""
         done, denoise = 0, self._denoiser
+        mask = None if redrawn is None else redrawn.mask
+        if self._picture is not None:
+            if redrawn is None or mask is None:
+                raise ValueError("the program redraws a part of a picture: give it, with its mask")
+            combine(self._picture, [1.0], [redrawn.latents])
         denoise.begin()
         for kind, out, sigma, t, coefficients, sources, shallow in self._steps:
             if kind == 0:
@@ -228,8 +247,10 @@ class Loop:
                     progress(done, self._evaluations)
             elif kind == 1:
                 combine(out, coefficients, sources)
-            else:
+            elif kind == 2:
                 draw(out, sigma, t)
+            elif mask is not None:
+                blend(out, sources[0], sources[1], mask)
 
 
 class HostRun:
@@ -251,29 +272,48 @@ class HostRun:
         self._drawn, self._denoised = Tensor.empty(shape, "f32"), Tensor.empty(shape, "f32")
         self.x = self.result = Tensor.empty(shape, "f32")
 
-    def run(self, guidance: Guidance, draw: Draw, progress: Progress | None = None) -> None:
-        """Runs the sampler on `x`."""
+    def run(
+        self,
+        guidance: Guidance,
+        draw: Draw,
+        progress: Progress | None = None,
+        redrawn: Redrawn | None = None,
+    ) -> None:
+        """Runs the sampler on `x`. redrawn: of which, with a mask, a part alone is redrawn, as
+        sdfast.redrawing says."""
         import numpy as np
 
         x, denoised, drawn = (np.asarray(t) for t in (self.x, self._denoised, self._drawn))
+        begin = x.astype(np.float64)
+        mask = picture = None
+        if redrawn is not None and redrawn.mask is not None:
+            mask = np.asarray(redrawn.mask).astype(np.float64)
+            picture = np.asarray(redrawn.latents).astype(np.float64)
+
+        def kept(latent: Any, sigma: float) -> Any:
+            if mask is None or picture is None:
+                return latent
+            way = picture + sigma / self._sigmas[0] * (begin - picture)
+            return mask * latent + (1 - mask) * way
+
         known = not self._parameters and self._sigmas[-1] == 0
         evaluations = self._sampler.evaluations(len(self._sigmas) - 1) if known else None
         done = 0
 
         def model(latent: Any, sigma: float) -> Any:
             nonlocal done
-            x[:] = latent
+            x[:] = kept(latent, sigma)
             t = self._denoiser.timestep(sigma)
             self._denoiser(self._denoised, self.x, sigma, t, guidance)
             done += 1
             if progress is not None:
                 progress(done, evaluations)
-            return denoised.astype(np.float64)
+            return kept(denoised.astype(np.float64), 0.0)
 
         def noise(sigma: float, sigma_next: float) -> Any:
             draw(self._drawn, sigma, sigma_next)
             return drawn.astype(np.float64)
 
         self._denoiser.begin()
-        begin = x.astype(np.float64)
-        x[:] = self._sampler.sample(model, begin, self._sigmas, noise, **self._parameters)
+        end = self._sampler.sample(model, begin, self._sigmas, noise, **self._parameters)
+        x[:] = kept(end, self._sigmas[-1])

@@ -36,10 +36,14 @@ class Run(ctypes.Structure):
             for name in (
                 *("words", "starts", "counter", "slots", "answer", "latent", "timestep", "time"),
                 *("table", "draws", "result", "seeds", "guidance", "sums", "factors"),
+                "mask",
             )
         ),
         ("prediction", ctypes.c_uint32),
-        *((name, ctypes.c_int64) for name in ("image", "images", "rows", "time_size", "timesteps")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("image", "plane", "input", "images", "rows", "time_size", "timesteps")
+        ),
     )
 
 

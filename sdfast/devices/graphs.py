@@ -74,11 +74,10 @@ class Mirror:
         self._gpu = gpu
         self.host, self.device = gpu.pinned(shape, dtype), gpu.empty(shape, dtype)
 
-    def fill(self, values: array[Any]) -> None:
+    def fill(self, values: array[Any] | Tensor) -> None:
         """Enqueues the copy of the values, which may be fewer than it holds."""
-        memoryview(self.host).cast("B")[: len(values) * values.itemsize] = memoryview(values).cast(
-            "B"
-        )
+        source = memoryview(values).cast("B")
+        memoryview(self.host).cast("B")[: len(source)] = source
         self.upload()
 
     def upload(self) -> None:

@@ -22,11 +22,12 @@ from typing import Protocol
 
 from ..guidance import Guidance
 from ..noise import streams
+from ..redrawing import Redrawn, lay_beside
 from ..tensors import Tensor
 from .cpu import Progress
 from .cuda import Run
 from .graphs import Gpu, Graphs, Mark, Mirror
-from .steps import Evaluation, Table, single
+from .steps import FIRST, Evaluation, Table, single
 
 FORMS = ("program", "step", "eager")
 THREADS = 256  # of a block of kernels; as many as native/kernels.cu has lanes
@@ -124,7 +125,10 @@ class Plan:
         self._unet = {
             name: self._mirrors[name].device if name in self._mirrors else gpu.empty(*spec)
             for name, spec in unet.items()
+            if name != "latent"
         }
+        self._input = Mirror(gpu, *unet["latent"])
+        self._unet["latent"] = self._input.device
         self._unet.setdefault("timestep", gpu.empty((self._rows,), "f32"))
         half = slice(self._rows - shape[0], self._rows)
         self._guided = {n: t.rows(half.start, half.stop) for n, t in self._unet.items()}
@@ -135,8 +139,10 @@ class Plan:
         self._counter = Mirror(gpu, (1,), "i32")
         self._factors = gpu.empty((shape[0],), "i64")
         self._sums = gpu.empty((shape[0] * THREADS * 4,), "i64")
+        self._mask = Mirror(gpu, (shape[0], 1, *shape[2:]), "f32")
         self._prediction = _PREDICTIONS.index(prediction)
         self._table: Table | None = None
+        self._redrawn: Redrawn | None = None
         self._room = _Room(0, 0, 0, 0)
 
     @property
@@ -182,6 +188,15 @@ class Plan:
             if name != "timestep":
                 mirror.upload()
 
+    def redraw(self, redrawn: Redrawn | None) -> None:
+        """Enqueues the copy of what is known of the picture that next runs start from."""
+        self._redrawn = redrawn
+        if redrawn is not None and redrawn.mask is not None:
+            self._mask.fill(redrawn.mask)
+        if redrawn is not None and redrawn.beside is not None:
+            lay_beside(self._input.host, redrawn.beside)
+            self._input.upload()
+
     def draw(
         self,
         table: Table,
@@ -196,12 +211,16 @@ class Plan:
 
         table: of the program, with which `prepare` was called; noise: the kind that it draws
         progress: is told of every evaluation, which takes the form "step": what it raises ends the
-            run before the evaluation after the next
-        """
+            run before the evaluation after the next"""
         first, draw = streams(noise, rng, seeds)
-        for k, levels in enumerate(table.given):
+        for k, what in enumerate(table.given):
             out = self._draws.host.rows(k * self._shape[0], (k + 1) * self._shape[0])
-            first(out) if levels is None else draw(out, *levels)
+            if isinstance(what, tuple):
+                draw(out, *what)
+            elif what == FIRST:
+                first(out)
+            elif self._redrawn is not None:
+                memoryview(out).cast("B")[:] = memoryview(self._redrawn.latents).cast("B")
         if table.given:
             self._draws.upload()
         self._tell(table, guidance)
@@ -237,6 +256,12 @@ class Plan:
         form = "step" if self.form == "program" else self.form
         self._launch(form, "decode", self._decode)
         return self._outcome()
+
+    def latents(self) -> Tensor:
+        """The latents of the last run, f32 [B, C, h, w], on the host until the next call."""
+        self._gpu.download(self._latent, self._result)
+        self._gpu.synchronize()
+        return self._latent
 
     def _outcome(self) -> Tensor:
         """The pictures, or the latents where there is no decoder, when they are there."""
@@ -284,8 +309,11 @@ class Plan:
             guidance=self._guidance.device.pointer,
             sums=self._sums.pointer if rescaled else None,
             factors=self._factors.pointer,
+            mask=self._mask.device.pointer,
             prediction=self._prediction,
             image=math.prod(image),
+            plane=math.prod(image[1:]),
+            input=math.prod(self._unet["latent"].shape[1:]),
             images=batch,
             rows=self._rows,
             time_size=0 if time is None else time.shape[1],

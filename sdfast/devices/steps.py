@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from ..guidance import Guidance
-from ..program import Combine, Eval, Program
+from ..program import Blend, Combine, Eval, Program
+from ..redrawing import beginning
 
 WIDE_FROM = 8.0
 """Combinations with a larger coefficient are summed in float64, as by `_core.combine`."""
@@ -33,6 +34,7 @@ class Operation(IntEnum):
     GIVEN = 6
     PREPARE = 7
     FINISH = 8
+    BLEND = 9
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,10 @@ class Evaluation:
     shallow: bool
 
 
+FIRST, PICTURE = "first", "picture"
+Given = tuple[float, float] | str
+
+
 @dataclass(frozen=True)
 class Table:
     """A program's rows.
@@ -54,8 +60,8 @@ class Table:
     words: uint32, row after row; starts: where each begins
     evaluations: those between the rows; timesteps: theirs
     slots: latents that the rows name
-    given: the draws that the host makes, in order: the levels that one is made for, or None for
-        the run's start
+    given: the latents that the host makes, in order: of a draw the levels that it is made for,
+        or FIRST, the run's first draw, or PICTURE, the picture that is redrawn
     """
 
     words: array[int]
@@ -63,7 +69,7 @@ class Table:
     evaluations: tuple[Evaluation, ...]
     timesteps: array[float]
     slots: int
-    given: tuple[tuple[float, float] | None, ...]
+    given: tuple[Given, ...]
 
 
 def table(
@@ -71,6 +77,7 @@ def table(
     timestep: Callable[[float], float],
     guidance: Guidance,
     rng: str,
+    from_picture: bool = False,
 ) -> Table:
     """The program's table.
 
@@ -78,24 +85,29 @@ def table(
     guidance: says at which levels it acts; its scale and φ are not of the table
     rng: where normals come from (`sdfast.noise`); the kernel draws philox's and Brownian ones, the
         host all others
+    from_picture: whether the run starts from the picture under noise, not from noise alone
     """
     begin, row = program.sigmas[0], list[int]()
     rows, evaluations, timesteps = [row], list[Evaluation](), list[float]()
-    given = list[tuple[float, float] | None]()
+    given = list[Given]()
     counted = 0  # normals that the kernel drew
+    picture = 1 if program.picture is None else program.picture
 
-    def draw(out: int, levels: tuple[float, float] | None) -> list[int]:
+    def draw(out: int, what: Given) -> list[int]:
         nonlocal counted
-        if rng == "philox" and (levels is None or program.noise == "gaussian"):
+        first, levels = what == FIRST, what if isinstance(what, tuple) else None
+        if rng == "philox" and (first or (levels is not None and program.noise == "gaussian")):
             counted += 1
             return [Operation.GAUSSIAN, out, counted - 1]
         if levels is not None and program.noise == "brownian":
             return [Operation.BROWNIAN, out, *_double(levels[0]), *_double(levels[1])]
-        given.append(levels)
+        given.append(what)
         return [Operation.GIVEN, out, len(given) - 1]
 
-    row += draw(0, None)
-    row += _combined(0, [((begin * begin + 1) ** 0.5, 0)])
+    row += draw(0, FIRST)
+    if from_picture or program.picture is not None:
+        row += draw(picture, PICTURE)
+    row += _combined(0, beginning(begin, picture if from_picture else None))
     kept = False  # whether the features that the network left are of both halves
     for i in program.instructions:
         if isinstance(i, Eval):
@@ -110,10 +122,13 @@ def table(
             rows.append(row)
         elif isinstance(i, Combine):
             row += _combined(i.out, i.terms)
+        elif isinstance(i, Blend):
+            row += [Operation.BLEND, i.out, i.x, i.kept]
         else:
             row += draw(i.out, (i.sigma, i.sigma_next))
     row += [Operation.FINISH, program.result]
-    return _table(rows, evaluations, timesteps, program.slots, given)
+    slots = max(program.slots, picture + 1 if from_picture else 1)
+    return _table(rows, evaluations, timesteps, slots, given)
 
 
 def single(sigma: float, t: float, halves: bool) -> Table:
@@ -122,7 +137,7 @@ def single(sigma: float, t: float, halves: bool) -> Table:
         [Operation.GIVEN, 0, 0, Operation.PREPARE, 0, *_double(sigma), _float(t), 0],
         [Operation.GUIDE, 1, 0, 1 + halves, *_double(sigma), Operation.FINISH, 1],
     ]
-    return _table(rows, [Evaluation(halves, False)], [t], 2, [None])
+    return _table(rows, [Evaluation(halves, False)], [t], 2, [FIRST])
 
 
 def _combined(out: int, terms: Sequence[tuple[float, int]]) -> list[int]:
@@ -138,7 +153,7 @@ def _table(
     evaluations: Sequence[Evaluation],
     timesteps: Sequence[float],
     slots: int,
-    given: Sequence[tuple[float, float] | None],
+    given: Sequence[Given],
 ) -> Table:
     words, starts = array("I"), array("I")
     for row in rows:

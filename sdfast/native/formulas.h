@@ -52,6 +52,9 @@ SDFAST_FORMULA Number guide(Number unguided, Number guided, Number scale) {
     return unguided + scale * (guided - unguided);
 }
 
+// Of a picture that is redrawn in part: x where the mask is 1, what is kept where it is 0, exactly.
+SDFAST_FORMULA float blend(float x, float kept, float mask) { return mask * x + (1.0f - mask) * kept; }
+
 // The part of D that is a multiple of v: D − x / (σ² + 1) = −σ v / √(σ² + 1), whatever the network predicts.
 // Its deviations are in the ratio of those of v, so that rescaling needs no v, which σ = 0 does not have.
 SDFAST_FORMULA Denoise v_part(Denoise d, double sigma) { return {d.skip - 1.0 / (sigma * sigma + 1.0), d.scale}; }

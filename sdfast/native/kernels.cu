@@ -19,6 +19,7 @@ enum class Operation : std::uint32_t {
     given,     // out, index: of the draws that came from the host
     prepare,   // x, σ d, t f, evaluation: the network's input
     finish,    // x: the result
+    blend,     // out, x, kept: x where the mask is 1, kept where it is 0
 };
 
 // What a run touches; every pointer is of the GPU, and of one graph for as long as it lives.
@@ -28,7 +29,7 @@ struct Run {
     std::uint32_t* counter;        // the row that is next, or null where the launch says it
     float* slots;                  // the program's latents [slots, B, C, h, w]
     const float* answer;           // the network's output [G·B, C, h, w]
-    float* latent;                 // its input, alike
+    float* latent;                 // its input [G·B, C or more, h, w]
     float* timestep;               // [G·B]
     float* time;                   // [G·B, S], or null
     const float* table;            // the time embeddings [G·E, S] of E timesteps, or null
@@ -38,8 +39,11 @@ struct Run {
     const double* guidance;        // its scale, and φ of CFG rescale
     double* sums;                  // of CFG rescale [B, lanes, 4], or null without
     double* factors;               // of CFG rescale [B]
+    const float* mask;             // of the pictures that are redrawn in part [B, 1, h, w]
     std::uint32_t prediction;
     std::int64_t image;            // elements of an image, C·h·w
+    std::int64_t plane;            // of a channel, h·w
+    std::int64_t input;            // of a row of the network's input, at least an image's
     std::int64_t images;           // B
     std::int64_t rows;             // G·B
     std::int64_t time_size;        // S
@@ -151,7 +155,8 @@ SDFAST_FORMULA void take(const Run& run, std::uint32_t number, std::int64_t i) {
             }
             case Operation::prepare: {
                 const float x = slot(row.word()), input = static_cast<float>(input_scale(row.wide())) * x;
-                run.latent[guided] = run.latent[i] = input;  // one place, or one in either half
+                const std::int64_t place = image * run.input + element, half = (run.rows - run.images) * run.input;
+                run.latent[half + place] = run.latent[place] = input;  // one place, or one in either half
                 const float t = row.number();
                 if (i < run.rows) run.timestep[i] = t;
                 const std::int64_t evaluation = row.word();
@@ -162,6 +167,12 @@ SDFAST_FORMULA void take(const Run& run, std::uint32_t number, std::int64_t i) {
                 break;
             }
             case Operation::finish: run.result[i] = slot(row.word()); break;
+            case Operation::blend: {
+                float& out = slot(row.word());
+                const float x = slot(row.word()), kept = slot(row.word());
+                out = blend(x, kept, run.mask[image * run.plane + element % run.plane]);
+                break;
+            }
             default: return;
         }
     }

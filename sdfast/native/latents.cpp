@@ -72,6 +72,11 @@ FOR_EVERY_CPU void denoise_two(float* __restrict out, const float* __restrict un
     for (std::int64_t k = 0; k < n; ++k) out[k] = skip * x[k] + scale * guide(unguided[k], guided[k], guidance);
 }
 
+FOR_EVERY_CPU void blend_one(float* out, const float* x, const float* kept, const float* __restrict mask, std::int64_t n) {
+#pragma GCC ivdep
+    for (std::int64_t k = 0; k < n; ++k) out[k] = blend(x[k], kept[k], mask[k]);
+}
+
 // The factor of CFG rescale for one image. Sums in double, in eight lanes: a fixed order, so that every CPU finds the
 // same factor. The deviations are unbiased, but their ratio needs no division by n − 1.
 FOR_EVERY_CPU double rescale_of(const float* unguided, const float* guided, const float* x, Denoise v, double guidance,
@@ -97,11 +102,14 @@ FOR_EVERY_CPU double rescale_of(const float* unguided, const float* guided, cons
     return rescale_factor(spread(guided_sum, guided_squares), spread(sum, squares), phi);
 }
 
-std::int64_t rows_of(const Tensor& many, const Tensor& one, const char* name) {
-    const std::int64_t rows = one.count() == 0 ? 0 : many.count() / one.count();
-    const bool fits = many.shape.size() == one.shape.size() && !one.shape.empty() && many.count() == rows * one.count() &&
-                      std::equal(one.shape.begin() + 1, one.shape.end(), many.shape.begin() + 1);
-    if (!fits || rows < 1 || rows > 2)
+// How often `many` holds `one` along its first axis. wider: its second axis may go on beyond.
+std::int64_t rows_of(const Tensor& many, const Tensor& one, const char* name, bool wider = false) {
+    const std::size_t axes = one.shape.size(), from = wider && axes > 2 ? 2 : 1;
+    const bool alike = many.shape.size() == axes && axes >= from && one.count() > 0 &&
+                       std::equal(one.shape.begin() + from, one.shape.end(), many.shape.begin() + from) &&
+                       (from == 1 || many.shape[1] >= one.shape[1]);
+    const std::int64_t rows = alike && many.shape[0] % one.shape[0] == 0 ? many.shape[0] / one.shape[0] : 0;
+    if (rows < 1 || rows > 2)
         throw std::invalid_argument(std::string(name) + " must hold x once, or twice for guidance, along its first axis");
     return rows;
 }
@@ -114,17 +122,21 @@ Prediction prediction_named(const std::string& name) {
 }
 
 void prepare(const Tensor& latent, const Tensor& timestep, const Tensor& x, double sigma, double t) {
-    const std::int64_t rows = rows_of(latent, x, "latent"), n = x.count();
+    const std::int64_t rows = rows_of(latent, x, "latent", true), n = x.count();
     apart(latent, x, "latent and x");
     float* out = floats(latent, "latent");
     float* times = floats(timestep, "timestep");
     const float* in = floats(x, "x");
     if (timestep.count() != latent.shape[0]) throw std::invalid_argument("timestep must have one value for each row of latent");
     const float factor = static_cast<float>(input_scale(sigma));
-    if (rows == 1)
-        scale_into(out, in, factor, n);
-    else
-        scale_into_both(out, out + n, in, factor, n);
+    const std::int64_t images = x.shape[0], image = n / images, row = latent.count() / latent.shape[0], half = images * row;
+    const std::int64_t pieces = row == image ? 1 : images, piece = n / pieces;  // one where nothing lies between images
+    for (std::int64_t k = 0; k < pieces; ++k) {
+        if (rows == 1)
+            scale_into(out + k * row, in + k * piece, factor, piece);
+        else
+            scale_into_both(out + k * row, out + half + k * row, in + k * piece, factor, piece);
+    }
     std::fill_n(times, timestep.count(), static_cast<float>(t));
 }
 
@@ -148,6 +160,23 @@ void guide_into(const Tensor& denoised, const Tensor& predicted, const Tensor& x
         const double factor = rescale_of(net + start, net + n + start, in + start, v, guidance, rescale, image);
         denoise(rescaled(plain, sigma, factor), start, image);
     }
+}
+
+void blend_into(const Tensor& out, const Tensor& x, const Tensor& kept, const Tensor& mask) {
+    same_shape(out, x, "out and x");
+    same_shape(out, kept, "out and kept");
+    float* target = floats(out, "out");
+    const float *fresh = floats(x, "x"), *old = floats(kept, "kept"), *weights = floats(mask, "mask");
+    if (fresh != target) apart(out, x, "out and an x that is another tensor");
+    if (old != target) apart(out, kept, "out and a kept that is another tensor");
+    apart(out, mask, "out and mask");
+    const auto& s = out.shape;
+    if (s.size() != 4 || mask.shape.size() != 4 || mask.shape[0] != s[0] || mask.shape[1] != 1 || mask.shape[2] != s[2] ||
+        mask.shape[3] != s[3])
+        throw std::invalid_argument("mask must be [B, 1, h, w] for latents [B, C, h, w]");
+    const std::int64_t plane = s[2] * s[3];
+    for (std::int64_t k = 0; k < s[0] * s[1]; ++k)
+        blend_one(target + k * plane, fresh + k * plane, old + k * plane, weights + k / s[1] * plane, plane);
 }
 
 void combine_wide(float* target, std::int64_t count, const std::vector<double>& coefficients,
@@ -206,6 +235,8 @@ void bind_latents(nb::module_& module) {
     module.def("prepare", &prepare, nb::arg("latent"), nb::arg("timestep"), nb::arg("x"), nb::arg("sigma"), nb::arg("t"),
                nb::call_guard<nb::gil_scoped_release>(),
                "latent [G·B, …] = x [B, …] / √(σ² + 1), G times over; timestep [G·B] = t.");
+    module.def("blend", &blend_into, nb::arg("out"), nb::arg("x"), nb::arg("kept"), nb::arg("mask"),
+               nb::call_guard<nb::gil_scoped_release>(), "out = mask · x + (1 − mask) · kept; out may be x or kept.");
     module.def("guide", &guide_into, nb::arg("denoised"), nb::arg("predicted"), nb::arg("x"), nb::arg("sigma"),
                nb::arg("guidance"), nb::arg("prediction"), nb::arg("rescale") = 0.0, nb::call_guard<nb::gil_scoped_release>(),
                "denoised [B, …] from the network's output [G·B, …] (unguided rows first) and x [B, …].");

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from sdfast.devices.steps import table
 from sdfast.errors import Cancelled
 from sdfast.guidance import Guidance
 from sdfast.program import Program
+from sdfast.redrawing import Redrawn, masked
 from sdfast.schedules import NoiseSchedule
 from sdfast.tensors import Tensor
 
@@ -130,15 +132,18 @@ class Drawn:
         rng: str = "philox",
         progress: Callable[[int, int | None], None] | None = None,
         seeds: tuple[int, ...] = SEEDS,
+        redrawn: Redrawn | None = None,
     ) -> NDArray[np.float32]:
         """The latents that the pictures were decoded from."""
-        steps = table(traced, SD.timestep, guidance, rng)
+        from_picture = redrawn is not None and not redrawn.fresh
+        steps = table(traced, SD.timestep, guidance, rng, from_picture)
         self.plan.prepare(steps)
         np.asarray(self.plan.conditions["context"])[:] = CONTEXT
         for name, tensor in self.plan.time_conditions.items():
             if name == "pooled":
                 np.asarray(tensor)[:] = POOLED.repeat(self.plan.evaluations)[:, None]
         self.plan.condition()
+        self.plan.redraw(redrawn)
         picture = self.plan.draw(steps, traced.noise, rng, seeds, guidance, progress)
         latent = np.array(self.plan._result)
         expected = np.clip(latent[:, :3] * 100 + 128, 0, 255).astype(np.uint8)
@@ -152,6 +157,7 @@ def on_the_cpu(
     rng: str = "philox",
     prediction: str = "epsilon",
     timed: bool = False,
+    redrawn: Redrawn | None = None,
 ) -> NDArray[np.float32]:
     shapes = TIMED | {"timestep": SHAPES["timestep"]} if timed else SHAPES
     tensors = {name: Tensor.zeros(*spec) for name, spec in shapes.items()}
@@ -170,8 +176,8 @@ def on_the_cpu(
     denoiser = Denoiser(Unet(), tensors, SHAPE[0], SD, prediction, times, Outermost())
     loop = Loop(traced, denoiser, SHAPE)
     first, draw = noise.streams(traced.noise, rng, SEEDS)
-    start(loop.x, traced.sigmas[0], first)
-    loop.run(guidance, draw)
+    start(loop.x, traced.sigmas[0], first, redrawn)
+    loop.run(guidance, draw, redrawn=redrawn)
     return np.array(loop.result)
 
 
@@ -191,6 +197,33 @@ def test_a_sampler_draws_the_same_bits_as_on_the_cpu(name: str, form: str) -> No
         np.testing.assert_array_equal(drawn(traced), expected)
     assert np.isfinite(expected).all()
     assert drawn.gpu.captures > 0
+
+
+def of_numpy(array: NDArray[np.float64]) -> Tensor:
+    tensor = Tensor.empty(array.shape, "f32")
+    np.asarray(tensor)[:] = array
+    return tensor
+
+
+@pytest.mark.parametrize("rng", ["philox", "torch"])
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("name", ["euler", "dpmpp_2m_sde", "heun", "res_momentumized", "lms"])
+def test_a_picture_is_redrawn_in_the_same_bits(
+    name: str, mask: bool, fresh: bool, rng: str
+) -> None:
+    values = np.random.default_rng(3)
+    picture = of_numpy(values.normal(size=SHAPE))
+    over = of_numpy(values.uniform(size=(SHAPE[0], 1, *SHAPE[2:])).round(1)) if mask else None
+    redrawn = Redrawn(picture, over, fresh)
+    whole = program.trace(name, SIGMAS[2:])
+    traced = masked(whole) if mask else whole
+    drawn = Drawn()
+    for again in (redrawn, replace(redrawn, latents=of_numpy(values.normal(size=SHAPE)))):
+        expected = on_the_cpu(traced, rng=rng, redrawn=again)
+        np.testing.assert_array_equal(drawn(traced, rng=rng, redrawn=again), expected)
+    # What a run kept is gone with it.
+    np.testing.assert_array_equal(drawn(whole, rng=rng), on_the_cpu(whole, rng=rng))
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
