@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import count
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from PIL import Image
 
-from . import backends, compiled, samplers, store
+from . import backends, checks, compiled, samplers, store
 from .bundle import Bundle
+from .canvas import Canvas
 from .conditioning import Conditions, TextEncoder, load_tokenizer
 from .devices import cuda
 from .devices.cpu import Progress
 from .devices.runs import FORMS
+from .encoding import Encoder, rows
 from .errors import BackendUnavailable, Cancelled, InvalidRequest, nearest
 from .guidance import Guidance
 from .opened import Opened
-from .plans import CpuPlans, GpuPlans, Pictures, Plan, Plans
-from .request import Request, Resolved, check_side, resolve
+from .plans import CpuPlans, Drawn, GpuPlans, Plan, Plans
+from .redrawing import Redrawn
+from .request import Request, Resolved, resolve
+from .tensors import Tensor
 
 Callback = Callable[[int, int | None], bool | None]
 """callback(done, evaluations) after each evaluation of the network; evaluations is None for a
@@ -35,8 +40,8 @@ class Result:
 
     images: one Pillow picture for each seed
     seeds: of the images; each draws its image again alone
-    timings: seconds by stage: "text_encoder", "unet", "vae_decoder" and "total". Of what a GPU
-        does in one graph all is counted under "unet"
+    timings: seconds by stage: "vae_encoder" where a picture was given, "text_encoder", "unet",
+        "vae_decoder" and "total". Of what a GPU does in one graph all is counted under "unet"
     request: with every default filled in
     form: how the run was enqueued: "loop" on the CPU; on a GPU "program" or "step", for one graph
         or one a step, or "eager" for none, where a network cannot be captured
@@ -146,7 +151,8 @@ class Pipeline:
         self.precision = options.precision
         self.device = "cpu" if options.gpu is None else f"cuda:{options.gpu.number}"
         self._opened = Opened(bundle, backend, options)
-        tile = None if tile is None else check_side("tile", tile, bundle.sizes)
+        tile = None if tile is None else checks.side("tile", tile, bundle.sizes)
+        self._encoder = Encoder(self._opened, tile)
         self._plans: Plans
         if options.gpu is None:
             self._plans = CpuPlans(self._opened, tile)
@@ -203,43 +209,83 @@ class Pipeline:
                 given[own] = value
             request = Request.from_dict(given)
         task = self.bundle.manifest.task
-        if task != "text":
+        if task not in ("text", "inpaint"):
             raise InvalidRequest(
-                f"bundle {self.bundle.name} is for task {task}, which takes images; this version "
-                "draws from text alone: use a bundle of task text"
+                f"bundle {self.bundle.name} is for task {task}; pictures are drawn by bundles of "
+                "task text or inpaint: use one of those"
             )
         return self._draw(resolve(request, self.bundle, self.precision), callback)
 
     def _draw(self, request: Resolved, callback: Callback | None) -> Result:
-        started = perf_counter()
-        guidance = self._guidance(request)
-        rows = 1 if guidance.scale == 1 else 2
-        self._conditions.read(request.prompt, request.negative_prompt if rows == 2 else None)
-        self._conditions.tell(request.width, request.height, request.guidance)
-        self._opened.spare(*self.bundle.manifest.tokenizers, "context_projection")
-        encoded = perf_counter()
-        seconds = {"text_encoder": encoded - started}
-        # A sampler that depends on data takes each image at its own pace.
-        size = self._plans.batch if samplers.get(request.sampler).static else 1
-        batches = [request.seeds[k : k + size] for k in range(0, request.count, size)]
-        progress = _progress(callback, len(batches))
-        conditioned: Plan | None = None
-        denoised: list[Pictures] = []
-        for seeds in batches:
-            plan = self._plans.get(request, guidance, len(seeds), rows)
-            if plan is not conditioned:  # all batches share one, but for a smaller last batch
-                plan.condition(self._conditions)
-                conditioned = plan
-            again = len(denoised) + 1 < len(batches)
-            denoised.append(plan.denoise(request, guidance, seeds, progress, again))
-        self._opened.spare("unet", "unet_shallow", "time_projection")
-        seconds["unet"] = perf_counter() - encoded
-        pictures = [picture for decode in denoised for picture in decode()]
-        self._opened.spare("vae_decoder")
-        seconds["vae_decoder"] = perf_counter() - encoded - seconds["unet"]
+        started, seconds, progress = (
+            perf_counter(),
+            defaultdict[str, float](float),
+            _Counted(callback),
+        )
+        second, canvas = request.second, request.canvas
+        by_latents = second is not None and second.resize == "latent"
+        pictures, latents = list[Image.Image](), list[Tensor]()
+        if len(request.sigmas) == 1 and canvas is not None:  # no step is taken
+            pictures = [canvas.untouched((request.width, request.height))] * request.count
+            by_latents = False
+        else:
+            with _timed(seconds, "vae_encoder"):
+                start = self._encoder.start(request)
+            if start is None:
+                del seconds["vae_encoder"]
+            drawn = self._run(request, start, progress, seconds, latents if by_latents else None)
+            if not by_latents:
+                pictures = self._decoded(drawn, canvas, seconds)
+        if second is not None:
+            with _timed(seconds, "vae_encoder"):
+                start = self._encoder.again(second, latents if by_latents else pictures)
+            pictures = self._decoded(self._run(second, start, progress, seconds), None, seconds)
         seconds["total"] = perf_counter() - started
         full = request.as_request()
-        return Result(tuple(pictures), request.seeds, seconds, full, self._plans.form)
+        return Result(tuple(pictures), request.seeds, dict(seconds), full, self._plans.form)
+
+    def _run(
+        self,
+        request: Resolved,
+        start: Redrawn | None,
+        progress: _Counted,
+        seconds: dict[str, float],
+        latents: list[Tensor] | None = None,
+    ) -> list[Drawn]:
+        """Denoises all of a request's images; what they are as latents is appended to `latents`."""
+        guidance = self._guidance(request)
+        halves = 1 if guidance.scale == 1 else 2
+        with _timed(seconds, "text_encoder"):
+            self._conditions.read(request.prompt, request.negative_prompt if halves == 2 else None)
+            self._conditions.tell(request.width, request.height, request.guidance)
+            self._opened.spare(*self.bundle.manifest.tokenizers, "context_projection")
+        # A sampler that depends on data takes each image at its own pace.
+        size = self._plans.batch if samplers.get(request.sampler).static else 1
+        firsts = range(0, request.count, size)
+        told, drawn = progress.of(len(firsts)), list[Drawn]()
+        conditioned: Plan | None = None
+        with _timed(seconds, "unet"):
+            for first in firsts:
+                seeds = request.seeds[first : first + size]
+                plan = self._plans.get(request, guidance, len(seeds), halves)
+                if plan is not conditioned:  # all batches share one, but for a smaller last batch
+                    plan.condition(self._conditions)
+                    conditioned = plan
+                plan.redraw(None if start is None else rows(start, first, first + len(seeds)))
+                again = len(drawn) + 1 < len(firsts)
+                drawn.append(plan.denoise(request, guidance, seeds, told, again))
+                if latents is not None:
+                    latents.append(drawn[-1].latents())
+            self._opened.spare("unet", "unet_shallow", "time_projection")
+        return drawn
+
+    def _decoded(
+        self, drawn: Sequence[Drawn], canvas: Canvas | None, seconds: dict[str, float]
+    ) -> list[Image.Image]:
+        with _timed(seconds, "vae_decoder"):
+            pictures = [picture for one in drawn for picture in one.pictures()]
+            self._opened.spare("vae_decoder")
+        return pictures if canvas is None else [canvas.finished(picture) for picture in pictures]
 
     def _guidance(self, request: Resolved) -> Guidance:
         if "guidance" not in self._opened.inputs("time_projection", "unet"):
@@ -272,15 +318,32 @@ def _seeded(generator: Any) -> dict[str, Any]:
         ) from None
 
 
-def _progress(callback: Callback | None, batches: int) -> Progress | None:
-    """The callback over all batches of a request, which evaluate one after the other."""
-    if callback is None:
-        return None
-    numbers = count(1)
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Adds the time that the block takes to the stage's."""
+    started = perf_counter()
+    yield
+    seconds[stage] += perf_counter() - started
 
-    def progress(_: int, evaluations: int | None) -> None:
-        done, whole = next(numbers), None if evaluations is None else batches * evaluations
-        if callback(done, whole) is False:
-            raise Cancelled(f"cancelled after {done} of {whole or 'some'} evaluations")
 
-    return progress
+class _Counted:
+    """A callback over all that a request evaluates: batch after batch, pass after pass."""
+
+    def __init__(self, callback: Callback | None) -> None:
+        self._callback = callback
+        self._done = 0
+
+    def of(self, batches: int) -> Progress | None:
+        """What is told of each evaluation of the next pass, all batches of which evaluate equally
+        often."""
+        if (callback := self._callback) is None:
+            return None
+        before = self._done
+
+        def progress(_: int, evaluations: int | None) -> None:
+            self._done += 1
+            whole = None if evaluations is None else before + batches * evaluations
+            if callback(self._done, whole) is False:
+                raise Cancelled(f"cancelled after {self._done} of {whole or 'some'} evaluations")
+
+        return progress

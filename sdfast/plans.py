@@ -7,6 +7,7 @@ it is of one shape, and programs are data that it is given (devices/runs.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -26,6 +27,7 @@ from .errors import InvalidRequest
 from .guidance import Guidance
 from .opened import Opened
 from .program import Eval, Program
+from .redrawing import Redrawn, lay_beside, masked
 from .request import Resolved
 from .tensors import Tensor
 
@@ -37,11 +39,27 @@ _V = TypeVar("_V")
 KEPT = 8  # plans, programs: the oldest makes room
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What a run brought.
+
+    pictures: decodes it
+    latents: f32 [B, C, h, w], of the host; to be called before the plan's next run
+    """
+
+    pictures: Pictures
+    latents: Callable[[], Tensor]
+
+
 class Plan(Protocol):
     """See the module."""
 
     def condition(self, conditions: Conditions) -> None:
         """Takes what a request says to the networks."""
+
+    def redraw(self, redrawn: Redrawn | None) -> None:
+        """Takes the picture that the next run starts from, or redraws in part, a row for each
+        image; None for noise alone."""
 
     def denoise(
         self,
@@ -50,7 +68,7 @@ class Plan(Protocol):
         seeds: Sequence[int],
         progress: Progress | None,
         again: bool,
-    ) -> Pictures:
+    ) -> Drawn:
         """Runs the request's sampler for these seeds. again: whether it is called once more before
         the pictures are."""
 
@@ -81,7 +99,7 @@ def traced(request: Resolved) -> Program:
             f"{request.sampler} cannot follow noise levels as uneven as these: choose another "
             "schedule, other sigmas or another sampler"
         )
-    return caching.cached(found, request.cache)
+    return caching.cached(masked(found) if request.blended else found, request.cache)
 
 
 class CpuPlans:
@@ -145,6 +163,11 @@ class CpuPlan:
             self.loop = HostRun(sampler, request.sigmas, parameters, denoiser(network), latent)
         self._pixels = Tensor.empty((batch, request.height, request.width, 3), "u8")
 
+    def redraw(self, redrawn: Redrawn | None) -> None:
+        self._redrawn = redrawn
+        if redrawn is not None and redrawn.beside is not None:
+            lay_beside(self._unet["latent"], redrawn.beside)
+
     def condition(self, conditions: Conditions) -> None:
         conditions.fill(self._unet, self._rows, self._batch)
         if self._times is not None:
@@ -158,10 +181,10 @@ class CpuPlan:
         seeds: Sequence[int],
         progress: Progress | None,
         again: bool,
-    ) -> Pictures:
+    ) -> Drawn:
         first, draw = noise.streams(self._noise, request.rng, seeds)
-        start(self.loop.x, request.sigmas[0], first)
-        self.loop.run(guidance, draw, progress)
+        start(self.loop.x, request.sigmas[0], first, self._redrawn)
+        self.loop.run(guidance, draw, progress, self._redrawn)
         latent = _copy(self.loop.result) if again else self.loop.result
 
         def pictures() -> list[Image.Image]:
@@ -169,7 +192,7 @@ class CpuPlan:
             tiling.run(decoder, {"latent": latent, "image": self._pixels}, self._tiles)
             return images.from_pixels(self._pixels)
 
-        return pictures
+        return Drawn(pictures, lambda: _copy(latent))
 
 
 class GpuPlans:
@@ -260,10 +283,15 @@ class GpuPlan:
 
         def make() -> tuple[Table, str]:
             found = traced(request)
-            return table(found, self._timestep, guidance, request.rng), found.noise
+            steps = table(found, self._timestep, guidance, request.rng, request.from_picture)
+            return steps, found.noise
 
         acts = (guidance.scale == 1, guidance.interval)
         return _kept(self._tables, (*_told_apart(request), *acts, request.rng), make)
+
+    def redraw(self, redrawn: Redrawn | None) -> None:
+        self._redrawn = redrawn
+        self.recorded.redraw(redrawn)
 
     def condition(self, conditions: Conditions) -> None:
         plan = self.recorded
@@ -278,8 +306,8 @@ class GpuPlan:
         seeds: Sequence[int],
         progress: Progress | None,
         again: bool,
-    ) -> Pictures:
-        sampler = samplers.get(request.sampler)
+    ) -> Drawn:
+        sampler, latents = samplers.get(request.sampler), self.recorded.latents
         if sampler.static:
             steps, kind = self._table(request, guidance)
             drawn = self.recorded.draw(steps, kind, request.rng, seeds, guidance, progress)
@@ -289,15 +317,16 @@ class GpuPlan:
             run = HostRun(sampler, request.sigmas, parameters, evaluated, self._latent)
             kind = sampler.noise_kind(parameters)
             first, draw = noise.streams(kind, request.rng, seeds)
-            start(run.x, request.sigmas[0], first)
-            run.run(guidance, draw, progress)
+            start(run.x, request.sigmas[0], first, self._redrawn)
+            run.run(guidance, draw, progress, self._redrawn)
             drawn = run.result if self._decoder is not None else self.recorded.decode(run.result)
+            latents = partial(_copy, run.result)
         if self._decoder is not None:
             pixels = Tensor.empty(self._pixels, "u8")
             tiling.run(self._decoder, {"latent": drawn, "image": pixels}, self._tiles)
             drawn = pixels
         pictures = images.from_pixels(drawn)
-        return lambda: pictures
+        return Drawn(lambda: pictures, lambda: _copy(latents()))
 
 
 class _Evaluated:
@@ -316,7 +345,8 @@ class _Evaluated:
 def _told_apart(request: Resolved) -> tuple[object, ...]:
     """What programs differ in."""
     parameters = tuple(sorted(request.sampler_parameters.items()))
-    return request.sampler, parameters, request.sigmas, request.cache
+    how = request.cache, request.blended, request.from_picture
+    return request.sampler, parameters, request.sigmas, *how
 
 
 def _kept(kept: dict[_K, _V], key: _K, make: Callable[[], _V]) -> _V:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import math
 import secrets
-import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any
 
-from . import caching, noise, samplers, schedules
+from PIL import Image
+
+from . import caching, checks, noise, samplers, schedules
 from .bundle import Bundle, Sizes, noise_schedule
 from .caching import Cache
+from .canvas import Canvas, told
 from .errors import InvalidRequest, nearest
 from .schedules import NoiseSchedule
+from .starts import Start, start
 
+HIRES = (
+    *("prompt", "negative_prompt", "steps", "sampler", "schedule", "sampler_parameters"),
+    *("schedule_parameters", "guidance", "strength", "denoise", "resize", "cache"),
+)
+"""What a second pass may have otherwise than the first."""
 CUSTOM = "custom"  # the schedule of a request that brings its own sigmas
 MAX_STEPS = 1000
 MAX_COUNT = 64
 MAX_SEED = 2**64 - 1
-_LARGEST = sys.float_info.max
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,21 @@ class Request:
     width, height: pixels
     count: images, 1…64
     rng: "philox" draws the noise that PyTorch draws on CUDA, "torch" what it draws on a CPU
+    image: what to start from in place of noise alone: a picture's path, a Pillow picture or a data
+        URL; width and height are then its own, fitted to what the bundle draws
+    strength: how far to go away from it, 0…1: of the steps as large a part is taken, from as much
+        noise (diffusers' strength). 0 leaves it as it is, 1 starts from noise alone. None: 0.6,
+        or 1 where a mask or outpaint says what is redrawn
+    denoise: the same as ComfyUI counts: all the steps are taken, of a run that has more of them
+    resize: one of canvas.RESIZES, for an image of another size
+    mask: a picture of the image's sides, white where it is redrawn; what is black comes back
+        exactly as it was, at the size that is drawn
+    mask_blur: pixels over which the drawn part fades in, inside of the mask, 0…256
+    mask_margin: where given, 0…4096, only the part around the mask, with as many pixels around it,
+        is drawn, with width × height, and put back into the image, which keeps its size
+    outpaint: pixels (left, top, right, bottom) that are put around the image and drawn
+    hires: what differs in a second pass over the first one's pictures: {"scale": 2} with any of
+        HIRES; its strength is 0.5 and its resize "stretch" where they are not given
     cache: 1…1000, every how many evaluations the whole U-Net runs; between them its outermost part
         does alone, with what the whole left (arXiv:2312.00858), which takes a part of the time for
         nearly the same picture. A tuple names those that run the whole: (0, 1, 3, 6, 10). "auto":
@@ -69,10 +90,20 @@ class Request:
     count: int = 1
     rng: str = "philox"
     cache: Cache | str = 1
+    image: Any = field(default=None, hash=False)
+    strength: float | None = None
+    denoise: float | None = None
+    resize: str = "crop"
+    mask: Any = field(default=None, hash=False)
+    mask_blur: float = 0.0
+    mask_margin: int | None = None
+    outpaint: tuple[int, int, int, int] | None = None
+    hires: Mapping[str, Any] | None = field(default=None, hash=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data for JSON."""
-        return asdict(self)
+        """As plain data for JSON; pictures as `canvas.told` tells them."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {**values, "image": told(self.image), "mask": told(self.mask)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Request:
@@ -100,8 +131,13 @@ def _held(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A request whose every parameter is known and within its range for one bundle; `sigmas` are
-    the noise levels that its run visits."""
+    """A request whose every parameter is known and within its range for one bundle.
+
+    sigmas: the noise levels that its run visits; one alone where it draws nothing
+    canvas: that it draws on; from_picture: whether the picture is under the noise that it starts
+        from; blended: whether the program keeps what is outside of its mask
+    second: the second pass, whose canvas is the first's pictures
+    """
 
     prompt: str
     negative_prompt: str
@@ -121,6 +157,19 @@ class Resolved:
     count: int
     rng: str
     cache: Cache
+    image: Any
+    strength: float | None
+    denoise: float | None
+    resize: str
+    mask: Any
+    mask_blur: float
+    mask_margin: int | None
+    outpaint: tuple[int, int, int, int] | None
+    hires: Mapping[str, Any] | None
+    canvas: Canvas | None
+    from_picture: bool
+    blended: bool
+    second: Resolved | None
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -129,8 +178,9 @@ class Resolved:
 
     def as_request(self) -> Request:
         """The request with nothing left open."""
+        values = {one.name: getattr(self, one.name) for one in fields(Request)}
         sigmas = self.sigmas if self.schedule == CUSTOM else None
-        return Request(**{**asdict(self), "sigmas": sigmas})
+        return Request(**{**values, "sigmas": sigmas})
 
 
 def resolve(request: Request, bundle: Bundle, precision: str = "fp32") -> Resolved:
@@ -142,9 +192,9 @@ def resolve(request: Request, bundle: Bundle, precision: str = "fp32") -> Resolv
     defaults, sizes = bundle.defaults, bundle.sizes
     steps, schedule = defaults.steps, defaults.schedule
     if request.sigmas is not None:
-        steps, schedule = len(_tuple("sigmas", request.sigmas)) - 1, CUSTOM
+        steps, schedule = len(checks.sequence("sigmas", request.sigmas)) - 1, CUSTOM
     elif request.sampler is not None and request.schedule is None:
-        label = _text("sampler", request.sampler)
+        label = checks.text("sampler", request.sampler)
         schedule = samplers.labelled_schedule(label) or schedule
     given = replace(
         request,
@@ -152,42 +202,54 @@ def resolve(request: Request, bundle: Bundle, precision: str = "fp32") -> Resolv
         sampler=defaults.sampler if request.sampler is None else request.sampler,
         schedule=schedule if request.schedule is None else request.schedule,
         guidance=defaults.guidance if request.guidance is None else request.guidance,
-        width=sizes.width if request.width is None else request.width,
-        height=sizes.height if request.height is None else request.height,
         seed=secrets.randbits(32) if request.seed is None else request.seed,
     )
-    prompt = _text("prompt", given.prompt)
+    prompt = checks.text("prompt", given.prompt)
     if not prompt.strip():
         raise InvalidRequest("the prompt is empty: say in a few words what to draw")
     if given.rng not in noise.RNGS:
         raise InvalidRequest(f"rng is {given.rng!r}; it must be one of {', '.join(noise.RNGS)}")
-    sampler = samplers.get(_text("sampler", given.sampler))
+    sampler = samplers.get(checks.text("sampler", given.sampler))
     coarse = {} if precision == "fp32" else sampler.coarse
-    parameters = {**coarse, **_named("sampler_parameters", given.sampler_parameters)}
+    parameters = {**coarse, **checks.by_name("sampler_parameters", given.sampler_parameters)}
     sampler.check(parameters)
     discard = _discard(given.discard_penultimate, sampler)
-    schedule, levels = _levels(given, discard, noise_schedule(bundle.betas))
+    begin = start(given, sizes)
+    schedule, levels = _levels(given, discard, noise_schedule(bundle.betas), begin)
     return Resolved(
         prompt=prompt,
-        negative_prompt=_text("negative_prompt", given.negative_prompt),
-        steps=_integer("steps", given.steps, 1, MAX_STEPS),
+        negative_prompt=checks.text("negative_prompt", given.negative_prompt),
+        steps=checks.whole("steps", given.steps, 1, MAX_STEPS),
         sampler=sampler.name,
         schedule=schedule,
         sampler_parameters={
             k: v for k, v in parameters.items() if k in coarse or v != sampler.parameters[k]
         },
-        schedule_parameters=_named("schedule_parameters", given.schedule_parameters),
+        schedule_parameters=checks.by_name("schedule_parameters", given.schedule_parameters),
         sigmas=levels,
         discard_penultimate=discard,
-        guidance=_number("guidance", given.guidance, 0, 100),
-        guidance_rescale=_number("guidance_rescale", given.guidance_rescale, 0, 1),
-        guidance_interval=_interval("guidance_interval", given.guidance_interval),
-        seed=_integer("seed", given.seed, 0, MAX_SEED),
-        width=check_side("width", given.width, sizes),
-        height=check_side("height", given.height, sizes),
-        count=_integer("count", given.count, 1, MAX_COUNT),
+        guidance=checks.number("guidance", given.guidance, 0, 100),
+        guidance_rescale=checks.number("guidance_rescale", given.guidance_rescale, 0, 1),
+        guidance_interval=checks.interval("guidance_interval", given.guidance_interval),
+        seed=checks.whole("seed", given.seed, 0, MAX_SEED),
+        width=begin.width,
+        height=begin.height,
+        count=checks.whole("count", given.count, 1, MAX_COUNT),
         rng=given.rng,
         cache=_cache(given.cache, sampler, bundle),
+        image=given.image,
+        strength=begin.strength,
+        denoise=begin.denoise,
+        resize=given.resize,
+        mask=given.mask,
+        mask_blur=given.mask_blur,
+        mask_margin=given.mask_margin,
+        outpaint=given.outpaint,
+        hires=given.hires,
+        canvas=begin.canvas,
+        from_picture=begin.from_picture,
+        blended=begin.masked and bundle.manifest.task != "inpaint",
+        second=_second(given, begin, bundle, precision),
     )
 
 
@@ -201,20 +263,32 @@ def visited(
     return schedules.sigmas(name, steps, ns, **parameters)
 
 
-def _levels(given: Request, discard: bool, ns: NoiseSchedule) -> tuple[str, tuple[float, ...]]:
+def _levels(
+    given: Request, discard: bool, ns: NoiseSchedule, begin: Start
+) -> tuple[str, tuple[float, ...]]:
     """The schedule's name and the noise levels of the run."""
-    parameters = _named("schedule_parameters", given.schedule_parameters)
+    parameters = checks.by_name("schedule_parameters", given.schedule_parameters)
     if given.sigmas is None:
-        name = schedules.get(_text("schedule", given.schedule))
-        steps = _integer("steps", given.steps, 1, min(MAX_STEPS, len(ns.sigmas)))
-        return name, visited(name, steps, ns, discard, **parameters)
+        name = schedules.get(checks.text("schedule", given.schedule))
+        steps = checks.whole("steps", given.steps, 1, min(MAX_STEPS, len(ns.sigmas)))
+        whole = steps
+        if begin.denoise is not None:  # at 0 nothing is drawn
+            whole = int(steps / begin.denoise) if begin.denoise else steps
+            if whole > len(ns.sigmas):
+                raise InvalidRequest(
+                    f"denoise is {begin.denoise}: {steps} steps would be the last of {whole}, and "
+                    f"the model has {len(ns.sigmas)} noise levels: take fewer steps"
+                )
+        levels = visited(name, whole, ns, discard, **parameters)
+        taken = steps if begin.denoise else begin.taken(len(levels) - 1)
+        return name, levels[-1 - (0 if begin.denoise == 0 else taken) :]
     if given.schedule != CUSTOM or given.steps != len(given.sigmas) - 1 or parameters:
         raise InvalidRequest(
             "sigmas are a schedule of their own: leave out steps, schedule and its parameters"
         )
     if given.steps > MAX_STEPS:
         raise InvalidRequest(f"there are {given.steps} steps of sigmas; {MAX_STEPS} are allowed")
-    levels = tuple(map(_real, given.sigmas))
+    levels = tuple(map(checks.real, given.sigmas))
     samplers.check_sigmas(levels)
     if not all(sigma == 0 or 2**-16 <= sigma <= 2**16 for sigma in levels):
         raise InvalidRequest("every sigma must be 0 or from 2⁻¹⁶ (0.0000153) to 2¹⁶ (65536)")
@@ -223,62 +297,41 @@ def _levels(given: Request, discard: bool, ns: NoiseSchedule) -> tuple[str, tupl
     return CUSTOM, levels
 
 
+def _second(given: Request, begin: Start, bundle: Bundle, precision: str) -> Resolved | None:
+    """The second pass, on a picture of the first one's size."""
+    if given.hires is None:
+        return None
+    asked = checks.by_name("hires", given.hires)
+    if odd := [name for name in asked if name not in ("scale", *HIRES)]:
+        raise InvalidRequest(
+            f"hires has {odd[0]!r}{nearest(odd[0], HIRES)}; it may have scale, {', '.join(HIRES)}"
+        )
+    if begin.canvas is not None and begin.canvas.mask is not None:
+        raise InvalidRequest("hires draws the whole picture anew: leave out mask and outpaint")
+    scale = checks.number("hires scale", asked.pop("scale", 2), 1, 8)
+    sides = (_scaled(side, scale, bundle.sizes) for side in (begin.width, begin.height))
+    usual = {} if "denoise" in asked else {"strength": 0.5}
+    blank = Image.new("RGB", (begin.width, begin.height))
+    over = {"resize": "stretch", **usual, **asked, "image": blank, "hires": None}
+    width, height = sides
+    if "sampler" in asked:
+        over = {"sampler_parameters": {}, "discard_penultimate": None, **over}
+    if "schedule" in asked:
+        over = {"schedule_parameters": {}, **over}
+    first = replace(given, strength=None, denoise=None, sigmas=None, width=width, height=height)
+    return resolve(replace(first, **over), bundle, precision)
+
+
+def _scaled(side: int, scale: float, sizes: Sizes) -> int:
+    return round(side * scale / sizes.multiple) * sizes.multiple
+
+
 def _discard(value: object, sampler: samplers.Sampler) -> bool:
     if value is None:
         return sampler.drops_penultimate
     if not isinstance(value, bool):
         raise InvalidRequest(f"discard_penultimate is {value!r}; it must be True, False or None")
     return value
-
-
-def _named(name: str, value: object) -> dict[str, Any]:
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise InvalidRequest(f"{name} is {value!r}; it must be values by name, as {{'eta': 0.5}}")
-    return dict(value)
-
-
-def _tuple(name: str, value: object) -> tuple[Any, ...]:
-    if not isinstance(value, tuple | list):
-        raise InvalidRequest(f"{name} is {value!r}; it must be a list of numbers")
-    return tuple(value)
-
-
-def _text(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise InvalidRequest(f"{name} must be text; it is {type(value).__name__}")
-    return value
-
-
-def _integer(name: str, value: object, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InvalidRequest(f"{name} is {value!r}; it must be a whole number from {low} to {high}")
-    return value
-
-
-def _real(value: object) -> float:
-    """The finite number that a value is; NaN for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > _LARGEST:
-        return math.nan
-    return float(value)
-
-
-def _number(name: str, value: object, low: int, high: int) -> float:
-    number = _real(value)
-    if not low <= number <= high:
-        raise InvalidRequest(f"{name} is {value!r}; it must be a number from {low} to {high}")
-    return number
-
-
-def _interval(name: str, value: object) -> tuple[float, float] | None:
-    if value is None:
-        return None
-    pair = value if isinstance(value, tuple | list) and len(value) == 2 else (None, None)
-    low, high = map(_real, pair)
-    if not 0 <= low < high:
-        raise InvalidRequest(
-            f"{name} is {value!r}; it must be two noise levels (low, high) with 0 <= low < high"
-        )
-    return low, high
 
 
 def _cache(value: object, sampler: samplers.Sampler, bundle: Bundle) -> Cache:
@@ -296,17 +349,3 @@ def _cache(value: object, sampler: samplers.Sampler, bundle: Bundle) -> Cache:
             "or export it again by a recipe that lists unet_shallow"
         )
     return cache
-
-
-def check_side(name: str, value: object, sizes: Sizes) -> int:
-    """A side of a picture in pixels, as the bundle draws them. Raises InvalidRequest."""
-    low, high, multiple = sizes.minimum, sizes.maximum, sizes.multiple
-    side = _integer(name, value, low, high)
-    if side % multiple:
-        below, above = side // multiple * multiple, -(-side // multiple) * multiple
-        fitting = [str(s) for s in (below, above) if low <= s <= high]
-        raise InvalidRequest(
-            f"{name} is {side}; it must be a multiple of {multiple} pixels: try "
-            + " or ".join(fitting)
-        )
-    return side
