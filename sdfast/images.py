@@ -35,6 +35,22 @@ def from_pixels(pixels: Tensor) -> list[Image.Image]:
     ]
 
 
+def stem(prompt: str) -> str:
+    """The prompt's words as the beginning of a file's name."""
+    words = "".join(c if c.isalnum() else "-" for c in prompt.lower())
+    return "-".join(filter(None, words.split("-")))[:60].rstrip("-")
+
+
+def whole(file: Path) -> bool:
+    """Whether a file is there and a picture to its last pixel."""
+    try:
+        with Image.open(file) as image:
+            image.load()
+    except (OSError, SyntaxError, Image.DecompressionBombError):  # so Pillow calls a bad chunk
+        return False
+    return True
+
+
 def encode(image: Image.Image, form: str, request: Request, model: str, version: str) -> bytes:
     """The file's bytes with the request in them. `form`: png, jpeg, jpg or webp."""
     if form not in FORMATS:
@@ -52,6 +68,13 @@ def encode(image: Image.Image, form: str, request: Request, model: str, version:
         exif[_IMAGE_DESCRIPTION] = json.dumps(json.loads(full), ensure_ascii=True)
         exif.get_ifd(_EXIF)[_USER_COMMENT] = b"UNICODE\0" + line.encode("utf-16-be")
         image.save(buffer, FORMATS[form], quality=95, exif=exif)
+    return buffer.getvalue()
+
+
+def png(image: Image.Image) -> bytes:
+    """The file's bytes, of a picture that no request drew."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -146,7 +146,10 @@ WRONG = {
     "missing prompts": (["generate", "--prompts", "nothing.txt"], "nothing.txt cannot be read"),
     "several into one": (["generate", "x", "--count", "2", "--out", "a.png"], "give a folder"),
     "unwritable": (["generate", "x", "--steps", "1", "--out", "/proc/x/y.png"], "/proc/x"),
-    "word for a number": (["generate", "x", "--steps", "many"], "'many' is not a valid integer"),
+    "word for a number": (
+        ["generate", "x", "--steps", "many"],
+        "--steps is 'many'; it must be a whole number",
+    ),
     "unknown option": (["generate", "x", "--step", "3"], "--steps"),
     "unknown command": (["generat"], "generate"),
     "no bundle to show": (["info", "nothing"], "known: demo"),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from devices.gpu_on_cpu import OnCpu, Recorded
+from PIL import Image
 
 import sdfast
 from sdfast import backends, samplers, store
@@ -19,6 +20,8 @@ from sdfast.errors import BackendUnavailable, Cancelled, InvalidRequest
 from sdfast.pipeline import Pipeline
 
 open_engine = backends.open_engine
+PICTURE = Image.radial_gradient("L").resize((128, 128)).convert("RGB")
+MASK = Image.linear_gradient("L").resize((128, 128))
 
 
 class Opened(Recorded):
@@ -80,6 +83,10 @@ def test_every_sampler_draws_the_picture_of_the_cpu(on_gpu: Made, on_cpu: Pipeli
         {"rng": "torch", "sampler": "euler_ancestral"},
         {"cache": 2, "steps": 5},
         {"width": 192, "height": 64},
+        {"image": PICTURE, "strength": 0.7},
+        {"image": PICTURE, "mask": MASK, "sampler": "dpmpp_2m_sde", "count": 2},
+        {"image": PICTURE, "mask": MASK, "strength": 0.8, "cache": 2, "steps": 6},
+        {"hires": {"scale": 1.5, "resize": "latent"}},
     ],
 )
 @pytest.mark.parametrize("graphs", ["program", "step", "eager"])

@@ -13,6 +13,7 @@ import click
 
 from .. import __version__
 from ..errors import SdfastError, StoreWarning, VerificationError
+from .batch import batch
 from .bench import bench
 from .build import build
 from .export import export, recipes
@@ -55,5 +56,5 @@ def main() -> None:
     """
 
 
-for command in (generate, export, build, recipes, info, samplers, bench, doctor):
+for command in (generate, batch, export, build, recipes, info, samplers, bench, doctor):
     main.add_command(command)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import click
 
 from .. import __version__
 from ..errors import InvalidRequest, OutputError
-from .cached import evaluations
+from .options import OPENING, of_a_request, of_opening
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline, Result
@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("prompt", required=False)
-@click.option("--negative", "negative_prompt", help="What the picture should not show.")
-@click.option("--prompts", type=click.Path(path_type=Path), help="A file with one prompt a line.")
+@click.option(
+    "--prompts",
+    type=click.Path(path_type=Path),
+    help="A file with one prompt a line, or a .csv, .jsonl or .parquet: see `sdfast batch`.",
+)
 @click.option(
     "--from",
     "source",
@@ -31,54 +34,7 @@ if TYPE_CHECKING:
     help="Repeat the request that this picture of sdfast carries; options given beside it win.",
 )
 @click.option("--bundle", help="Name or folder of a bundle. [demo, or that of --from]")
-@click.option("--steps", type=int, help="Steps of the sampler.")
-@click.option("--sampler", help="See `sdfast samplers`.")
-@click.option("--schedule", help="Sigma schedule, by name: see sdfast samplers.")
-@click.option(
-    *("--sampler-parameter", "sampler_parameters"),
-    multiple=True,
-    metavar="NAME=VALUE",
-    callback=lambda _context, _option, texts: _by_name(texts),
-    help="One of the sampler's own, such as eta=0.5; may be given again.",
-)
-@click.option(
-    *("--schedule-parameter", "schedule_parameters"),
-    multiple=True,
-    metavar="NAME=VALUE",
-    callback=lambda _context, _option, texts: _by_name(texts),
-    help="One of the schedule's own, such as rho=5; may be given again.",
-)
-@click.option(
-    "--sigmas",
-    metavar="A,B,…",
-    callback=lambda _context, option, text: _numbers(option, text),
-    help="Noise levels to visit in place of a schedule's, such as 14.6,3,0.5,0.",
-)
-@click.option(
-    "--discard-penultimate/--keep-penultimate",
-    default=None,
-    help="Whether to leave out the schedule's smallest level. [as the sampler wants]",
-)
-@click.option("--guidance", type=float, help="Scale of classifier-free guidance; 1: none.")
-@click.option("--guidance-rescale", type=float, help="Part of its contrast to take back, 0…1. [0]")
-@click.option(
-    "--guidance-interval",
-    metavar="LOW,HIGH",
-    callback=lambda _context, option, text: _numbers(option, text),
-    help="Noise levels between which guidance acts; steps outside are faster. [everywhere]",
-)
-@click.option(
-    "--cache",
-    is_flag=False,
-    flag_value="auto",
-    metavar="[N|0,A,B,…]",
-    callback=lambda _context, option, text: evaluations(option, text),
-    help="Run the whole U-Net at every N-th evaluation, or those given, alone. [1; bare: auto]",
-)
-@click.option("--seed", type=int, help="Of the first image; image k has seed + k. [random]")
-@click.option("--width", type=int, help="Pixels.")
-@click.option("--height", type=int, help="Pixels.")
-@click.option("--count", type=int, help="Images for each prompt.")
+@of_a_request
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -86,16 +42,7 @@ if TYPE_CHECKING:
     help="A file, or a folder for several pictures. [the current folder]",
 )
 @click.option("--format", "form", default=None, help="png, jpeg or webp. [by --out, else png]")
-@click.option("--backend", default="auto", show_default=True, help="See `sdfast doctor`.")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N.")
-@click.option("--precision", default="auto", show_default=True, help="fp32, bf16 or fp16.")
-@click.option("--threads", type=int, default=0, help="Of the CPU. [one on each core]")
-@click.option("--throughput", is_flag=True, help="Rows side by side, one on each core.")
-@click.option("--low-memory", is_flag=True, help="Hold one network at a time.")
-@click.option(
-    "--tile", type=int, help="Decode in parts of as many pixels a side. [above 1024×1024]"
-)
-@click.option("--rng", help="philox (PyTorch on CUDA) or torch (PyTorch on a CPU). [philox]")
+@of_opening
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each picture.")
 def generate(
     prompt: str | None,
@@ -104,13 +51,6 @@ def generate(
     bundle: str | None,
     out: Path,
     form: str | None,
-    backend: str,
-    device: str,
-    precision: str,
-    threads: int,
-    throughput: bool,
-    low_memory: bool,
-    tile: int | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -125,6 +65,7 @@ def generate(
     """
     from .. import images
 
+    opening = {name: options.pop(name) for name in OPENING}
     given = {name: value for name, value in options.items() if value is not None}
     requests = _requests(prompt, prompts, source, given)
     if source is not None and bundle is None:
@@ -136,16 +77,7 @@ def generate(
     _check_out(out, several)
     from ..pipeline import load
 
-    pipe = load(
-        bundle or "demo",
-        backend=backend,
-        device=device,
-        threads=threads,
-        precision=precision,
-        throughput=throughput,
-        low_memory=low_memory,
-        tile=tile,
-    )
+    pipe = load(bundle or "demo", **opening)
     for number, request in enumerate(requests):
         with _progress_bar(as_json, number, len(requests)) as callback:
             result = pipe(request, callback=callback)
@@ -153,81 +85,22 @@ def generate(
         _report(result, pipe, files, as_json)
 
 
-def _numbers(option: click.Parameter, text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise InvalidRequest(
-            f"{option.opts[0]} is {text!r}; it must be numbers with commas between"
-        ) from None
-
-
-def _by_name(texts: tuple[str, ...]) -> dict[str, Any] | None:
-    """NAME=VALUE, each value a number, true or false where it reads as one, a tuple where commas
-    are (one number as `5,`)."""
-    values: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not (name and equals and value):
-            raise InvalidRequest(f"parameter {text!r} must be NAME=VALUE, such as eta=0.5")
-        if name.strip() in values:
-            raise InvalidRequest(f"parameter {name.strip()} is given twice: once is enough")
-        values[name.strip()] = _value(value.strip())
-    return values or None
-
-
-def _value(text: str) -> Any:
-    if "," in text:
-        return tuple(_value(part) for part in text.split(",") if part)
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    for kind in (int, float):
-        with suppress(ValueError):
-            return kind(text)
-    return text
-
-
-# What an option takes the place of in a request that is repeated.
-_REPLACED = {
-    "sampler": ("sampler_parameters", "discard_penultimate"),
-    "steps": ("sigmas",),
-    "schedule": ("schedule_parameters", "sigmas"),
-    "sigmas": ("steps", "schedule", "schedule_parameters"),
-}
-
-
 def _requests(
     prompt: str | None, prompts: Path | None, source: Path | None, given: dict[str, Any]
 ) -> list[Request]:
     from ..images import read_request
-    from ..request import CUSTOM, Request
+    from ..prompt_files import Row, read
+    from ..request import Request
+    from ..request_text import overlaid
 
     if sum(part is not None for part in (prompt, prompts, source)) != 1:
         raise InvalidRequest(
             "say what to draw with one of PROMPT, --prompts FILE or --from PICTURE"
         )
     if source is not None:
-        carried = read_request(source)[0].to_dict()
-        for name in [own for new, gone in _REPLACED.items() if new in given for own in gone]:
-            carried.pop(name, None)
-        if "sigmas" not in carried and carried.get("schedule") == CUSTOM:
-            del carried["schedule"]
-        return [Request.from_dict({**carried, **given})]
-    texts = [prompt] if prompt is not None else _lines(prompts or Path())
-    return [Request.from_dict({"prompt": text, **given}) for text in texts]
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"{file} cannot be read as text ({error})") from error
-    texts = [line for line in lines if line]
-    if not texts:
-        raise InvalidRequest(f"{file} holds no prompt: write one on each line")
-    return texts
+        return [Request.from_dict(overlaid(read_request(source)[0].to_dict(), given))]
+    rows = [Row("", {"prompt": prompt})] if prompts is None else read(prompts)
+    return [Request.from_dict(overlaid(given, row.values)) for row in rows]
 
 
 def _check_out(out: Path, several: bool) -> None:
@@ -264,10 +137,11 @@ def _write(result: Result, pipe: Pipeline, out: Path, form: str) -> list[Path]:
 
 def _free_name(folder: Path, prompt: str, seed: int, form: str) -> Path:
     """A name from the prompt and seed that no file in the folder has."""
-    words = "".join(c if c.isalnum() else "-" for c in prompt.lower())
-    stem = f"{'-'.join(filter(None, words.split('-')))[:60]}-{seed}"
-    candidates = (f"{stem}{f'-{k}' if k else ''}.{form}" for k in range(100_000))
-    return next(folder / name for name in candidates if not (folder / name).exists())
+    from ..images import stem
+
+    name = f"{stem(prompt)}-{seed}"
+    candidates = (f"{name}{f'-{k}' if k else ''}.{form}" for k in range(100_000))
+    return next(folder / file for file in candidates if not (folder / file).exists())
 
 
 def _report(result: Result, pipe: Pipeline, files: list[Path], as_json: bool) -> None:

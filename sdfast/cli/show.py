@@ -11,7 +11,7 @@ import click
 
 from ..caching import AUTO, Cache
 from ..errors import InvalidRequest
-from .cached import evaluations
+from .options import evaluations
 
 if TYPE_CHECKING:
     from ..bundle import Graph, Network
