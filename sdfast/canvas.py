@@ -132,17 +132,17 @@ def canvas(
     if mask is None:
         if resize == "latent":
             own = [max(scale, round(side / scale) * scale) for side in picture.size]
-            fitted = _fitted(picture, (own[0], own[1]), "stretch", _SMOOTH)
+            shown = fitted(picture, (own[0], own[1]), "stretch", _SMOOTH)
         else:
-            fitted = _fitted(picture, size, resize, _SMOOTH)
-        return Canvas(fitted, None, fitted, (0, 0, *fitted.size), None)
+            shown = fitted(picture, size, resize, _SMOOTH)
+        return Canvas(shown, None, shown, (0, 0, *shown.size), None)
     inner = mask.getbbox()
     if inner is None:
         raise InvalidRequest("the mask is black everywhere: paint white what is to be redrawn")
     if margin is None:
         how = "stretch" if resize == "latent" else resize
-        base = _fitted(picture, size, how, _SMOOTH)
-        mask = _fitted(mask, size, how, Image.Resampling.NEAREST)
+        base = fitted(picture, size, how, _SMOOTH)
+        mask = fitted(mask, size, how, Image.Resampling.NEAREST)
         return Canvas(base, mask, base, (0, 0, *size), _faded(mask, blur))
     box = _around(inner, margin, size, picture.size)
     part = mask.crop(box)
@@ -207,7 +207,7 @@ def _surrounded(picture: Image.Image, size: Size, at: tuple[int, int]) -> Image.
     return whole
 
 
-def _fitted(picture: Image.Image, size: Size, resize: str, by: Image.Resampling) -> Image.Image:
+def fitted(picture: Image.Image, size: Size, resize: str, by: Image.Resampling) -> Image.Image:
     if picture.size == size:
         return picture
     if resize == "stretch":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from . import backends
+from . import backends, store
 from .backends import Engine
 from .bundle import Bundle, Network
 from .devices.staged import Staged
@@ -18,6 +18,7 @@ class Opened:
         self.bundle, self.options = bundle, options
         self._backend = backend
         self._engines: dict[str, Engine] = {}
+        self._others: dict[str, Opened] = {}
 
     def __contains__(self, network: str) -> bool:
         """Whether the bundle has it."""
@@ -34,6 +35,12 @@ class Opened:
             file = self.bundle.network(network)
             self._engines[network] = backends.open_engine(file, self._backend, options)
         return self._engines[network]
+
+    def beside(self, bundle: str) -> Opened:
+        """Those of another bundle, for the same backend, kept as long as these."""
+        if bundle not in self._others:
+            self._others[bundle] = Opened(store.load(bundle), self._backend, self.options)
+        return self._others[bundle]
 
     def get(self, network: str) -> Engine | None:
         """The same; None where the bundle has none."""
@@ -69,5 +76,7 @@ class Opened:
 
     def close(self) -> None:
         """Closes all of them."""
+        while self._others:
+            self._others.popitem()[1].close()
         while self._engines:
             self._engines.popitem()[1].close()

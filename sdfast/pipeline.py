@@ -24,7 +24,9 @@ from .encoding import Encoder, rows
 from .errors import BackendUnavailable, Cancelled, InvalidRequest, nearest
 from .guidance import Guidance
 from .opened import Opened
-from .plans import CpuPlans, Drawn, GpuPlans, Plan, Plans
+from .plans import Drawn, Plan, Plans
+from .plans.gpu import GpuPlans
+from .plans.host import CpuPlans
 from .redrawing import Redrawn
 from .request import Request, Resolved, resolve
 from .tensors import Tensor

@@ -10,10 +10,11 @@ from typing import Any
 
 from PIL import Image
 
-from . import caching, checks, noise, samplers, schedules
+from . import caching, checks, control, noise, samplers, schedules
 from .bundle import Bundle, Sizes, noise_schedule
 from .caching import Cache
 from .canvas import Canvas, told
+from .control import Control
 from .errors import InvalidRequest, nearest
 from .schedules import NoiseSchedule
 from .starts import Start, start
@@ -66,6 +67,10 @@ class Request:
     outpaint: pixels (left, top, right, bottom) that are put around the image and drawn
     hires: what differs in a second pass over the first one's pictures: {"scale": 2} with any of
         HIRES; its strength is 0.5 and its resize "stretch" where they are not given
+    control: pictures that steer the run by ControlNets, each {"bundle": of the ControlNet, "image":
+        a map of the size that is drawn} with any more of control.KEYS: "weight" −2…2 [1], "start"
+        and "end" of the part of the steps that it acts in [0, 1], and "preprocess": "canny" for a
+        picture whose edges are the map
     cache: 1…1000, every how many evaluations the whole U-Net runs; between them its outermost part
         does alone, with what the whole left (arXiv:2312.00858), which takes a part of the time for
         nearly the same picture. A tuple names those that run the whole: (0, 1, 3, 6, 10). "auto":
@@ -99,11 +104,18 @@ class Request:
     mask_margin: int | None = None
     outpaint: tuple[int, int, int, int] | None = None
     hires: Mapping[str, Any] | None = field(default=None, hash=False)
+    control: Any = field(default=None, hash=False)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data for JSON; pictures as `canvas.told` tells them."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}
-        return {**values, "image": told(self.image), "mask": told(self.mask)}
+        steered = control.told(self.control, told)
+        return {
+            **values,
+            "image": told(self.image),
+            "mask": told(self.mask),
+            "control": steered,
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Request:
@@ -166,6 +178,8 @@ class Resolved:
     mask_margin: int | None
     outpaint: tuple[int, int, int, int] | None
     hires: Mapping[str, Any] | None
+    control: Any
+    controls: tuple[Control, ...]
     canvas: Canvas | None
     from_picture: bool
     blended: bool
@@ -246,6 +260,8 @@ def resolve(request: Request, bundle: Bundle, precision: str = "fp32") -> Resolv
         mask_margin=given.mask_margin,
         outpaint=given.outpaint,
         hires=given.hires,
+        control=given.control,
+        controls=_controls(given, begin),
         canvas=begin.canvas,
         from_picture=begin.from_picture,
         blended=begin.masked and bundle.manifest.task != "inpaint",
@@ -295,6 +311,16 @@ def _levels(
     if any(b > a * (1 - schedules.CLOSEST) for a, b in pairwise(levels)):
         raise InvalidRequest("neighbouring sigmas must be a millionth apart or more")
     return CUSTOM, levels
+
+
+def _controls(given: Request, begin: Start) -> tuple[Control, ...]:
+    found = control.controls(given.control, (begin.width, begin.height))
+    if found and given.cache != 1:
+        raise InvalidRequest(
+            "control changes every evaluation of the network, so that none can be cached: leave "
+            "out cache"
+        )
+    return found
 
 
 def _second(given: Request, begin: Start, bundle: Bundle, precision: str) -> Resolved | None:

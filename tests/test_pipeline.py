@@ -12,6 +12,7 @@ import sdfast
 from sdfast import backends, plans, program, samplers, schedules
 from sdfast.backends import Engine
 from sdfast.errors import BackendUnavailable, Cancelled, InvalidRequest
+from sdfast.plans import host
 from sdfast.ranges import Range
 from sdfast.request import Request, resolve
 from sdfast.schedules import NoiseSchedule
@@ -51,7 +52,7 @@ def test_same_seed_gives_the_same_picture_in_any_batch_place_by_any_number_of_th
     monkeypatch: pytest.MonkeyPatch,
     sampler: str,
 ) -> None:
-    monkeypatch.setattr(plans.CpuPlans, "batch", 8)
+    monkeypatch.setattr(host.CpuPlans, "batch", 8)
     together = demo(PROMPT, seed=3, count=8, steps=2, sampler=sampler)
     assert together.seeds == tuple(range(3, 11))
     for place in (0, 3, 7):

@@ -149,8 +149,9 @@ def controlnet(
     x = _mid(g, shared, skips[-1])
     heads = zip(skips, g.children("controlnet_down_blocks"), strict=True)
     for k, (skip, path) in enumerate(heads):
-        _give_residual(g, conv(g, skip, path), scale, f"residual_{k}")
-    _give_residual(g, conv(g, x, "controlnet_mid_block"), scale, "residual_mid")
+        _give_residual(g, conv(g, skip, path), scale, f"residual_{k}", path)
+    last = "controlnet_mid_block"
+    _give_residual(g, conv(g, x, last), scale, "residual_mid", last)
     return g
 
 
@@ -223,9 +224,10 @@ def _residual(g: Graph, name: str) -> str:
     return g.input(name, "f32", [f"{name}.{axis}" for axis in ("rows", "channels", "h", "w")])
 
 
-def _give_residual(g: Graph, x: str, scale: str, name: str) -> None:
+def _give_residual(g: Graph, x: str, scale: str, name: str, path: str) -> None:
     scaled = g.add("Mul", x, scale, name=f"{name}.scaled")
-    g.output(name, "f32", ["rows", f"{name}.channels", f"{name}.h", f"{name}.w"], scaled)
+    channels = g.shapes[f"{path}.weight"][0]
+    g.output(name, "f32", ["rows", channels, f"{name}.h", f"{name}.w"], scaled)
 
 
 def _embedded(g: Graph, condition: str) -> str:

@@ -1,0 +1,168 @@
+"""Control: pictures that steer a run by ControlNets (arXiv:2302.05543), each a bundle of its own
+with task "control"."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from PIL import Image
+
+from . import checks
+from .bundle import Bundle
+from .canvas import Size, fitted, opened
+from .errors import BackendUnavailable, InvalidRequest, nearest
+from .tensors import Tensor
+
+KEYS = ("bundle", "image", "weight", "start", "end", "preprocess")
+PREPROCESSORS = ("canny",)
+MOST = 8
+_LOW, _HIGH = 100, 200  # of canny's hysteresis, which ControlNets for it were trained with
+
+
+@dataclass(frozen=True)
+class Control:
+    """One picture that steers.
+
+    bundle: of the ControlNet, by name or path
+    picture: RGB, of the size that is drawn
+    weight: its residuals are multiplied by, −2…2
+    start, end: the part of the steps that it acts in, 0…1
+    """
+
+    bundle: str
+    picture: Image.Image
+    weight: float
+    start: float
+    end: float
+
+    def acts(self, step: int, steps: int) -> bool:
+        """Whether it does in a step, from 0, as diffusers counts."""
+        return step / steps >= self.start and (step + 1) / steps <= self.end
+
+
+def controls(given: object, size: Size) -> tuple[Control, ...]:
+    """Those of a request for pictures of that size. Raises InvalidRequest."""
+    if given is None:
+        return ()
+    several = [given] if isinstance(given, Mapping) else given
+    if not isinstance(several, Sequence) or isinstance(several, str) or not several:
+        raise InvalidRequest(f"control is {given!r}; it must be one set of values, or several")
+    if len(several) > MOST:
+        raise InvalidRequest(f"there are {len(several)} controls; {MOST} are allowed")
+    return tuple(_control(one, size) for one in several)
+
+
+def _control(given: object, size: Size) -> Control:
+    values = checks.by_name("control", given)
+    if odd := [name for name in values if name not in KEYS]:
+        raise InvalidRequest(
+            f"control has {odd[0]!r}{nearest(odd[0], KEYS)}; it may have {', '.join(KEYS)}"
+        )
+    for needed in ("bundle", "image"):
+        if values.get(needed) is None:
+            raise InvalidRequest(
+                f"control has no {needed}: give a ControlNet's bundle and a picture"
+            )
+    how = values.get("preprocess")
+    if how is not None and how not in PREPROCESSORS:
+        raise InvalidRequest(
+            f"preprocess is {how!r}{nearest(str(how), PREPROCESSORS)}; it must be one of "
+            f"{', '.join(PREPROCESSORS)}, or be left out for a picture that is a map already"
+        )
+    # A map's colours and edges are to stay what they are.
+    sharp = Image.Resampling.LANCZOS if how else Image.Resampling.NEAREST
+    picture = fitted(opened("control's image", values["image"]), size, "crop", sharp)
+    start = checks.number("control's start", values.get("start", 0), 0, 1)
+    end = checks.number("control's end", values.get("end", 1), 0, 1)
+    if start >= end:
+        raise InvalidRequest(f"control's start is {start} and its end {end}: start before the end")
+    return Control(
+        checks.text("control's bundle", values["bundle"]),
+        canny(picture) if how == "canny" else picture,
+        checks.number("control's weight", values.get("weight", 1), -2, 2),
+        start,
+        end,
+    )
+
+
+def canny(picture: Image.Image) -> Image.Image:
+    """White edges on black, by OpenCV."""
+    try:
+        cv2, numpy = import_module("cv2"), import_module("numpy")
+    except ImportError as error:
+        raise BackendUnavailable(
+            f'canny needs OpenCV ({error}): pip install "sdfast[control]", or give a map of edges'
+        ) from None
+    edges = cv2.Canny(numpy.asarray(picture), _LOW, _HIGH)
+    return Image.fromarray(edges).convert("RGB")
+
+
+def check(control: Bundle, bundle: Bundle) -> None:
+    """Raises InvalidRequest for a bundle that is no ControlNet, or one for other models."""
+    manifest = control.manifest
+    if manifest.task != "control":
+        raise InvalidRequest(
+            f"bundle {control.name} is for task {manifest.task}; control takes one of task control"
+        )
+    if "unet_adapters" not in bundle.manifest.networks:
+        raise InvalidRequest(
+            f"bundle {bundle.name} has no unet_adapters, which takes what ControlNets add: export "
+            "it again by a recipe that lists unet_adapters"
+        )
+    network, theirs = manifest.networks["controlnet"], bundle.manifest.networks["unet_adapters"]
+    wanted = {name for name in theirs.inputs if name.startswith("residual_")}
+    width = network.inputs["context"].shape[-1]
+    if set(network.outputs) != wanted or width != bundle.context.width:
+        raise InvalidRequest(
+            f"bundle {control.name} is a ControlNet for models of family {manifest.family}, or of "
+            f"other sizes than {bundle.name}: use one that was trained for it"
+        )
+    if any(spec.shape[1] is None for spec in network.outputs.values()):
+        raise InvalidRequest(f"bundle {control.name} is of an older sdfast: export it again")
+
+
+def residuals(control: Bundle, rows: int, sides: tuple[int, int]) -> dict[str, Tensor]:
+    """Memory for what a ControlNet adds, by name, for latents of these sides.
+
+    A U-Net of b blocks gives as many residuals at each of its b levels, each of half the sides.
+    """
+    outputs, sizes = control.manifest.networks["controlnet"].outputs, control.sizes
+    blocks = (sizes.multiple // sizes.scale).bit_length()
+    numbered = len(outputs) - 1
+    levels = {f"residual_{k}": k * blocks // numbered for k in range(numbered)}
+    levels["residual_mid"] = blocks - 1
+    return {
+        name: Tensor.empty(
+            (rows, spec.shape[1] or 1, *(side >> levels[name] for side in sides)), "f32"
+        )
+        for name, spec in outputs.items()
+    }
+
+
+Weights = Callable[[float], Sequence[float]]
+"""weights(timestep): of each control."""
+
+
+def weights(
+    given: Sequence[Control], sigmas: Sequence[float], timestep: Callable[[float], float]
+) -> Weights:
+    """What each control's residuals are multiplied by at a timestep of the run."""
+    begins = [timestep(sigma) for sigma in sigmas[:-1]]
+
+    def at(t: float) -> list[float]:
+        # A step's evaluations are from its own level down to the next one's, and t is a float32.
+        step = max(sum(begin >= t - 1e-3 for begin in begins) - 1, 0)
+        return [one.weight if one.acts(step, len(begins)) else 0.0 for one in given]
+
+    return at
+
+
+def told(given: Any, tell: Callable[[Any], Any]) -> Any:
+    """A request's control for JSON, with its pictures as `tell` tells them."""
+    if given is None:
+        return None
+    several = [given] if isinstance(given, Mapping) else given
+    return [{**one, "image": tell(one.get("image"))} for one in several]

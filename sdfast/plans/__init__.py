@@ -1,0 +1,130 @@
+"""Plans: what requests share that differ in words, seeds and guidance alone.
+
+On the CPU a plan is of one program: its latents, its loop, all tensors of its networks. On a GPU
+it is of one shape, and programs are data that it is given (devices/runs.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from PIL import Image
+
+from .. import caching, program
+from ..conditioning import Conditions
+from ..devices.cpu import Progress
+from ..errors import InvalidRequest
+from ..guidance import Guidance
+from ..opened import Opened
+from ..program import Program
+from ..redrawing import Redrawn, masked
+from ..request import Resolved
+from ..tensors import Tensor
+
+Pictures = Callable[[], list[Image.Image]]
+"""Decodes what was denoised, an image a seed."""
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+KEPT = 8  # plans, programs: the oldest makes room
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a run brought.
+
+    pictures: decodes it
+    latents: f32 [B, C, h, w], of the host; to be called before the plan's next run
+    """
+
+    pictures: Pictures
+    latents: Callable[[], Tensor]
+
+
+class Plan(Protocol):
+    """See the module."""
+
+    def condition(self, conditions: Conditions) -> None:
+        """Takes what a request says to the networks."""
+
+    def redraw(self, redrawn: Redrawn | None) -> None:
+        """Takes the picture that the next run starts from, or redraws in part, a row for each
+        image; None for noise alone."""
+
+    def denoise(
+        self,
+        request: Resolved,
+        guidance: Guidance,
+        seeds: Sequence[int],
+        progress: Progress | None,
+        again: bool,
+    ) -> Drawn:
+        """Runs the request's sampler for these seeds. again: whether it is called once more before
+        the pictures are."""
+
+
+class Plans(Protocol):
+    """The plans of a pipeline, made when they are asked for."""
+
+    @property
+    def batch(self) -> int:
+        """Images that share a call of the network at most."""
+
+    @property
+    def form(self) -> str:
+        """How the last run was enqueued: "loop" by the host, or one of devices.runs.FORMS."""
+
+    def get(self, request: Resolved, guidance: Guidance, batch: int, rows: int) -> Plan:
+        """The plan for that request, of `batch` images and `rows` rows of each."""
+
+    def close(self) -> None:
+        """Forgets them."""
+
+
+def traced(request: Resolved) -> Program:
+    """The request's program. Raises InvalidRequest for one that float32 cannot follow."""
+    found = program.trace(request.sampler, request.sigmas, **request.sampler_parameters)
+    if not found.largest_coefficient < 1e6:  # float32 has nothing left after the seventh digit
+        raise InvalidRequest(
+            f"{request.sampler} cannot follow noise levels as uneven as these: choose another "
+            "schedule, other sigmas or another sampler"
+        )
+    return caching.cached(masked(found) if request.blended else found, request.cache)
+
+
+def told_apart(request: Resolved) -> tuple[object, ...]:
+    """What programs differ in."""
+    parameters = tuple(sorted(request.sampler_parameters.items()))
+    controls = tuple(one.bundle for one in request.controls)
+    how = request.cache, request.blended, request.from_picture, controls
+    return request.sampler, parameters, request.sigmas, *how
+
+
+def kept(kept: dict[_K, _V], key: _K, make: Callable[[], _V]) -> _V:
+    """The value of that key, made where there is none; the oldest of KEPT makes room for it."""
+    if key not in kept:
+        if len(kept) >= KEPT:
+            kept.pop(next(iter(kept)))
+        kept[key] = make()
+    return kept[key]
+
+
+def shapes(
+    opened: Opened, *networks: str, rows: int, tokens: int = 0, sides: tuple[int, ...] = ()
+) -> dict[str, tuple[list[int], str]]:
+    """Shape and type of the tensors of those of the networks that the bundle has, but for what
+    ControlNets and image prompts give: contexts of `tokens`, latents of `sides`."""
+    latents = ("latent", "noise", "features")
+    return {
+        name: (spec.sides(rows, *(sides if name in latents else (tokens,))), spec.dtype)
+        for name, spec in opened.tensors(*networks).items()
+        if spec.shape.count(None) <= (3 if name in latents else 2)
+    }
+
+
+def copied(tensor: Tensor) -> Tensor:
+    copied = Tensor.empty(tensor.shape, tensor.dtype)
+    memoryview(copied).cast("B")[:] = memoryview(tensor).cast("B")
+    return copied

@@ -1,0 +1,131 @@
+"""Plans of the CPU, and of what no graph of a GPU holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from PIL import Image
+
+from .. import images, noise, samplers, tiling
+from ..bundle import noise_schedule
+from ..conditioning import Conditions
+from ..devices.cpu import Denoiser, HostRun, Loop, Network, Progress, Projected, TimeTable, start
+from ..guidance import Guidance
+from ..opened import Opened
+from ..program import Eval
+from ..redrawing import Redrawn, lay_beside
+from ..request import Resolved
+from ..tensors import Tensor
+from . import Drawn, copied, kept, shapes, told_apart, traced
+from .steering import Steering
+
+
+class CpuPlans:
+    """Plans of the CPU. More than 4 images share no call: there they gain nothing."""
+
+    batch, form = 4, "loop"
+
+    def __init__(self, opened: Opened, tile: int | None) -> None:
+        self._opened, self._tile = opened, tile
+        self.kept: dict[tuple[object, ...], CpuPlan] = {}
+
+    def get(self, request: Resolved, guidance: Guidance, batch: int, rows: int) -> CpuPlan:
+        key = (batch, rows, request.width, request.height, *told_apart(request))
+        make = partial(CpuPlan, self._opened, self._tile, request, batch, rows)
+        return kept(self.kept, key, make)
+
+    def close(self) -> None:
+        self.kept.clear()
+
+
+class CpuPlan:
+    """Everything that the denoising loop and the decoder touch."""
+
+    def __init__(
+        self, opened: Opened, tile: int | None, request: Resolved, batch: int, rows: int
+    ) -> None:
+        manifest, sizes = opened.bundle.manifest, opened.bundle.sizes
+        sides = (request.height // sizes.scale, request.width // sizes.scale)
+        latent = (batch, sizes.channels, *sides)
+        self._opened = opened
+        self._tiles = tiling.grid(request.height, request.width, tile, sizes)
+        self._batch, self._rows = batch, rows
+        self._unet = tensors(opened, "time_projection", "unet", rows=rows * batch, sides=sides)
+        self._steering = None
+        if request.controls:
+            self._steering = Steering(opened, request, self._unet)
+        schedule = noise_schedule(opened.bundle.betas)
+        denoiser = partial(
+            Denoiser,
+            tensors=self._unet,
+            batch=batch,
+            schedule=schedule,
+            prediction=manifest.prediction,
+        )
+        sampler, parameters = samplers.get(request.sampler), request.sampler_parameters
+        self._noise = sampler.noise_kind(parameters)
+        self._times: TimeTable | None = None
+        self.loop: Loop | HostRun
+        engine = opened.on_the_host
+        unet: Network = engine("unet") if self._steering is None else self._steering.network
+        hoisted = engine("time_projection") if "time_projection" in opened else None
+        if sampler.static:
+            found = traced(request)
+            if hoisted is not None:
+                sigmas = (i.sigma for i in found.instructions if isinstance(i, Eval))
+                steps = list(dict.fromkeys(map(schedule.timestep, sigmas)))
+                held = tensors(opened, "time_projection", rows=rows * len(steps))
+                self._times = TimeTable(hoisted, held, steps, self._unet["time"])
+            shallow = None if request.cache == 1 else engine("unet_shallow")
+            timed = denoiser(unet, times=self._times, shallow=shallow)
+            self.loop = Loop(found, timed, latent)
+        else:
+            network = unet
+            if hoisted is not None:
+                network = Projected(hoisted, network)
+            self.loop = HostRun(sampler, request.sigmas, parameters, denoiser(network), latent)
+        self._pixels = Tensor.empty((batch, request.height, request.width, 3), "u8")
+
+    def redraw(self, redrawn: Redrawn | None) -> None:
+        self._redrawn = redrawn
+        if redrawn is not None and redrawn.beside is not None:
+            lay_beside(self._unet["latent"], redrawn.beside)
+
+    def condition(self, conditions: Conditions) -> None:
+        conditions.fill(self._unet, self._rows, self._batch)
+        if self._times is not None:
+            conditions.fill(self._times.tensors, self._rows, self._times.count)
+            self._times.compute()
+
+    def denoise(
+        self,
+        request: Resolved,
+        guidance: Guidance,
+        seeds: Sequence[int],
+        progress: Progress | None,
+        again: bool,
+    ) -> Drawn:
+        if self._steering is not None:
+            self._steering.tell(request)
+        first, draw = noise.streams(self._noise, request.rng, seeds)
+        start(self.loop.x, request.sigmas[0], first, self._redrawn)
+        self.loop.run(guidance, draw, progress, self._redrawn)
+        latent = copied(self.loop.result) if again else self.loop.result
+
+        def pictures() -> list[Image.Image]:
+            decoder = self._opened.on_the_host(
+                "vae_decoder"
+            )  # no earlier: memory holds one network at a time
+            tiling.run(decoder, {"latent": latent, "image": self._pixels}, self._tiles)
+            return images.from_pixels(self._pixels)
+
+        return Drawn(pictures, lambda: copied(latent))
+
+
+def tensors(
+    opened: Opened, *networks: str, rows: int, sides: tuple[int, ...] = ()
+) -> dict[str, Tensor]:
+    """Those tensors, of the CPU."""
+    found = shapes(opened, *networks, rows=rows, tokens=opened.bundle.context.tokens, sides=sides)
+    return {name: Tensor.empty(*shape) for name, shape in found.items()}

@@ -1,0 +1,57 @@
+"""The ControlNets of a plan."""
+
+from __future__ import annotations
+
+from .. import control
+from ..bundle import noise_schedule
+from ..devices.steering import Steered
+from ..opened import Opened
+from ..request import Resolved
+from ..tensors import Tensor
+from . import shapes
+
+_OWN = ("condition", "scale")  # of each ControlNet's inputs
+
+
+class Steering:
+    """A U-Net with the ControlNets of a request beside it.
+
+    unet: the U-Net's tensors, all with G·B rows, to which those of the ControlNets are added
+    """
+
+    def __init__(self, opened: Opened, request: Resolved, unet: dict[str, Tensor]) -> None:
+        beside = [opened.beside(one.bundle) for one in request.controls]
+        for one in beside:
+            control.check(one.bundle, opened.bundle)
+        rows, _, *lengths = unet["latent"].shape
+        sides = lengths[0], lengths[1]
+        size = (request.height, request.width)
+        self._tensors = unet
+        keys = opened.inputs("unet_adapters")["image_keys_values"]
+        unet["image_keys_values"] = Tensor.zeros(keys.sides(rows, 1), keys.dtype)
+        unet |= control.residuals(beside[0].bundle, rows, sides)
+        for k, one in enumerate(beside):
+            inputs = one.inputs("controlnet")
+            unet[f"{k}:condition"] = Tensor.empty(inputs["condition"].sides(rows, *size), "f32")
+            unet[f"{k}:scale"] = Tensor.empty((rows,), "f32")
+            told = shapes(one, "controlnet", rows=rows, tokens=opened.bundle.context.tokens)
+            unet |= {n: Tensor.empty(*told[n]) for n in inputs if n not in (*_OWN, *unet)}
+            if len(beside) > 1:
+                own = control.residuals(one.bundle, rows, sides)
+                unet |= {f"{k}:{name}": tensor for name, tensor in own.items()}
+        self._schedule = noise_schedule(opened.bundle.betas)
+        self.network = Steered(
+            opened.on_the_host("unet_adapters"),
+            opened.on_the_host("unet"),
+            [one.on_the_host("controlnet") for one in beside],
+        )
+
+    def tell(self, request: Resolved) -> None:
+        """Takes a request's pictures and weights."""
+        for k, one in enumerate(request.controls):
+            target = memoryview(self._tensors[f"{k}:condition"]).cast("B")
+            planes = (plane.point(lambda v: v / 255, "F") for plane in one.picture.split())
+            row = b"".join(plane.tobytes() for plane in planes)
+            target[:] = row * (len(target) // len(row))
+        weights = control.weights(request.controls, request.sigmas, self._schedule.timestep)
+        self.network.weights = weights
