@@ -28,8 +28,7 @@ class Steered:
         self._tensors = tensors
         self._unet.bind(tensors)
         self._plain.bind(tensors)
-        for k, control in enumerate(self._controls):
-            control.bind({**tensors, **_of(tensors, k)})
+        self._own = [{**tensors, **_of(tensors, k)} for k in range(len(self._controls))]
 
     def run(self) -> None:
         tensors = self._tensors
@@ -43,6 +42,7 @@ class Steered:
             scale = tensors[f"{k}:scale"]
             filled = array("f", [weights[k]]) * scale.shape[0]
             memoryview(scale).cast("B")[:] = memoryview(filled).cast("B")
+            self._controls[k].bind(self._own[k])  # now: two of them may be one network
             self._controls[k].run()
         if len(self._controls) > 1:
             for name, total in tensors.items():

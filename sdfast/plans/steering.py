@@ -8,7 +8,6 @@ from ..devices.steering import Steered
 from ..opened import Opened
 from ..request import Resolved
 from ..tensors import Tensor
-from . import shapes
 
 _OWN = ("condition", "scale")  # of each ControlNet's inputs
 
@@ -34,8 +33,9 @@ class Steering:
             inputs = one.inputs("controlnet")
             unet[f"{k}:condition"] = Tensor.empty(inputs["condition"].sides(rows, *size), "f32")
             unet[f"{k}:scale"] = Tensor.empty((rows,), "f32")
-            told = shapes(one, "controlnet", rows=rows, tokens=opened.bundle.context.tokens)
-            unet |= {n: Tensor.empty(*told[n]) for n in inputs if n not in (*_OWN, *unet)}
+            for name, spec in inputs.items():
+                if name not in (*_OWN, *unet):  # what the U-Net reads hoisted, or not at all
+                    unet[name] = spec.empty(rows, opened.bundle.context.tokens)
             if len(beside) > 1:
                 own = control.residuals(one.bundle, rows, sides)
                 unet |= {f"{k}:{name}": tensor for name, tensor in own.items()}
