@@ -63,9 +63,12 @@ def interval(name: str, value: object) -> tuple[float, float] | None:
     return low, high
 
 
-def side(name: str, value: object, sizes: Sizes) -> int:
-    """A side of a picture in pixels, as the bundle draws them. Raises InvalidRequest."""
-    low, high, multiple = sizes.minimum, sizes.maximum, sizes.multiple
+def side(name: str, value: object, sizes: Sizes, most: int = 0) -> int:
+    """A side of a picture in pixels, as the bundle draws them, or up to `most` where that is more.
+
+    Raises InvalidRequest.
+    """
+    low, high, multiple = sizes.minimum, max(sizes.maximum, most), sizes.multiple
     found = whole(name, value, low, high)
     if found % multiple:
         below, above = found // multiple * multiple, -(-found // multiple) * multiple

@@ -180,10 +180,16 @@ class Resolved:
     hires: Mapping[str, Any] | None
     control: Any
     controls: tuple[Control, ...]
+    tiled: bool
     canvas: Canvas | None
     from_picture: bool
     blended: bool
     second: Resolved | None
+
+    @property
+    def by_host(self) -> bool:
+        """Whether it needs what no graph of a GPU holds."""
+        return self.tiled or bool(self.controls)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -262,6 +268,7 @@ def resolve(request: Request, bundle: Bundle, precision: str = "fp32") -> Resolv
         hires=given.hires,
         control=given.control,
         controls=_controls(given, begin),
+        tiled=_tiled(given, begin, sizes),
         canvas=begin.canvas,
         from_picture=begin.from_picture,
         blended=begin.masked and bundle.manifest.task != "inpaint",
@@ -311,6 +318,17 @@ def _levels(
     if any(b > a * (1 - schedules.CLOSEST) for a, b in pairwise(levels)):
         raise InvalidRequest("neighbouring sigmas must be a millionth apart or more")
     return CUSTOM, levels
+
+
+def _tiled(given: Request, begin: Start, sizes: Sizes) -> bool:
+    """Whether the network sees the picture in tiles."""
+    found = max(begin.width, begin.height) > sizes.maximum
+    if found and (given.control is not None or given.cache != 1):
+        raise InvalidRequest(
+            f"pictures above {sizes.maximum} pixels a side are drawn in tiles, without control and "
+            "cache: leave those out, or take a smaller width and height"
+        )
+    return found
 
 
 def _controls(given: Request, begin: Start) -> tuple[Control, ...]:

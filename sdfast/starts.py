@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 STRENGTH = 0.6  # of a picture that is redrawn in all of its parts
 MOST_BLUR, MOST_PIXELS = 256, 4096
+TILED = 8192  # pixels a side at most of a picture that is drawn from another, in tiles
 _OF_IMAGE = ("strength", "denoise", "mask", "mask_margin", "outpaint")
 
 
@@ -79,8 +80,8 @@ def start(given: Request, sizes: Sizes) -> Start:
     usual = (sizes.width, sizes.height) if margin is not None else _usual(own, sizes)
     if any(around) and margin is None:
         usual = own  # as it was asked for, or refused
-    width = checks.side("width", usual[0] if given.width is None else given.width, sizes)
-    height = checks.side("height", usual[1] if given.height is None else given.height, sizes)
+    width = checks.side("width", usual[0] if given.width is None else given.width, sizes, TILED)
+    height = checks.side("height", usual[1] if given.height is None else given.height, sizes, TILED)
     made = canvas(
         image,
         mask,

@@ -1,5 +1,5 @@
-"""Tiles: the autoencoder's networks over a large picture, a part at a time, so that they need the
-memory of a part.
+"""Tiles: networks over a large picture, a part at a time: the autoencoder's, so that they need the
+memory of a part, and the U-Net beyond the sizes that it draws.
 
 Neighbouring tiles overlap and are blended there by linear ramps, as diffusers' `tiled_decode` does
 it: what a network writes near a tile's border lacks what lies beyond, and the tiles' tones differ a
@@ -9,13 +9,14 @@ order of the tiles is another picture.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 
 from . import _core
 from .backends import Engine
 from .bundle import Sizes
+from .devices.cpu import Network
 from .tensors import Tensor
 
 WHOLE = 1024  # pixels a side of the largest square that is not cut up unasked
@@ -40,6 +41,11 @@ class Grid:
     rows: Axis
     columns: Axis
 
+    @property
+    def single(self) -> bool:
+        """Whether one tile is the whole."""
+        return len(self.rows.starts) == len(self.columns.starts) == 1
+
 
 def grid(height: int, width: int, tile: int | None, sizes: Sizes) -> Grid:
     """The tiles of a picture of height × width pixels.
@@ -54,6 +60,13 @@ def grid(height: int, width: int, tile: int | None, sizes: Sizes) -> Grid:
         return Grid(*(axis(side, side) for side in sides))
     largest, multiple = WHOLE // sizes.scale, sizes.multiple // sizes.scale
     return Grid(*(axis(side, _fitted(side, largest, multiple)) for side in sides))
+
+
+def beyond(height: int, width: int, sizes: Sizes) -> Grid:
+    """The tiles that a network sees of a picture larger than it draws, each of the size that it
+    draws best (arXiv:2302.08113 blends what it says of them at every step)."""
+    sides = (height, sizes.height), (width, sizes.width)
+    return Grid(*(axis(side // sizes.scale, usual // sizes.scale) for side, usual in sides))
 
 
 def axis(length: int, tile: int) -> Axis:
@@ -97,37 +110,65 @@ def weights(along: Axis, scale: int) -> list[list[float]]:
     ]
 
 
+class Tiled:
+    """A network that runs tile by tile, as one on the tensors of the whole.
+
+    cut: its inputs that are cut up, latents f32 [R, C, h, w] of the grid's sides or images u8
+        [R, H, W, 3] of a multiple of them; it reads all others whole
+    joined: its outputs that are put together; others of the grid's sides, which `spare` names, are
+        written for a tile and forgotten
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        tiles: Grid,
+        cut: Iterable[str],
+        joined: Iterable[str],
+        spare: Iterable[str] = (),
+    ) -> None:
+        self._network, self._tiles = network, tiles
+        self._cut, self._joined, self._spare = tuple(cut), tuple(joined), tuple(spare)
+
+    def bind(self, tensors: Mapping[str, Tensor], /) -> None:
+        names = (*self._cut, *self._joined, *(name for name in self._spare if name in tensors))
+        scales = {name: _scale(tensors[name], self._tiles) for name in names}
+        self._whole, self._scales = tensors, scales
+        self._parts = {name: _part(tensors[name], scales[name], self._tiles) for name in names}
+        self._sums = {name: Tensor.zeros(tensors[name].shape, "f32") for name in self._joined}
+        self._network.bind({**tensors, **self._parts})
+
+    def run(self) -> None:
+        rows, columns = self._tiles.rows, self._tiles.columns
+        ramps = {
+            name: (weights(rows, self._scales[name]), weights(columns, self._scales[name]))
+            for name in self._joined
+        }
+        for total in self._sums.values():
+            memoryview(total).cast("B")[:] = bytes(total.nbytes)
+        for (i, top), (j, left) in product(enumerate(rows.starts), enumerate(columns.starts)):
+            place = {name: (scale * top, scale * left) for name, scale in self._scales.items()}
+            for name in self._cut:
+                _core.cut_tile(self._parts[name], self._whole[name], *place[name])
+            self._network.run()
+            for name, total in self._sums.items():
+                of_rows, of_columns = ramps[name]
+                part = self._parts[name]
+                _core.add_tile(total, part, *place[name], of_rows[i], of_columns[j])
+        for name, total in self._sums.items():
+            _core.write_sum(self._whole[name], total)
+
+
 def run(engine: Engine, tensors: Mapping[str, Tensor], tiles: Grid) -> None:
     """`engine.bind(tensors)` and `engine.run()`, tile by tile where there are several.
 
-    engine: of vae_decoder or vae_encoder, or one with tensors like theirs: latents f32 [B, C, h, w]
-        of the grid's sides, images u8 [B, H, W, 3] of a multiple of them
+    engine: of vae_decoder or vae_encoder, or one with tensors like theirs
     """
-    if len(tiles.rows.starts) == len(tiles.columns.starts) == 1:
-        engine.bind(tensors)
-        engine.run()
-        return
-    # Allocated for this one run, beside which that is nothing: plans that wait hold only pictures.
-    scales = {name: _scale(tensor, tiles) for name, tensor in tensors.items()}
-    parts = {name: _part(tensor, scales[name], tiles) for name, tensor in tensors.items()}
-    sums = {name: Tensor.zeros(tensors[name].shape, "f32") for name in engine.outputs}
-    ramps = {
-        name: (weights(tiles.rows, scales[name]), weights(tiles.columns, scales[name]))
-        for name in sums
-    }
-    engine.bind(parts)
-    for (i, top), (j, left) in product(
-        enumerate(tiles.rows.starts), enumerate(tiles.columns.starts)
-    ):
-        for name in engine.inputs:
-            _core.cut_tile(parts[name], tensors[name], scales[name] * top, scales[name] * left)
-        engine.run()
-        for name, total in sums.items():
-            place = (scales[name] * top, scales[name] * left)
-            rows, columns = ramps[name]
-            _core.add_tile(total, parts[name], *place, rows[i], columns[j])
-    for name, total in sums.items():
-        _core.write_sum(tensors[name], total)
+    network: Network = engine
+    if not tiles.single:  # memory for this one run, beside which that is nothing
+        network = Tiled(engine, tiles, engine.inputs, engine.outputs)
+    network.bind(tensors)
+    network.run()
 
 
 def _scale(tensor: Tensor, tiles: Grid) -> int:

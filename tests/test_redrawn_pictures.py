@@ -147,3 +147,18 @@ def test_a_sampler_that_depends_on_data_redraws_too(demo: sdfast.Pipeline) -> No
     drawn = demo(prompt, seed=1, sampler="dpm_adaptive", image=image, mask=mask()).images[0]
     seen = scenes.read(drawn)
     assert (seen.shape, seen.colour, seen.background) == ("ring", "red", "orange")
+
+
+def test_pictures_beyond_the_largest_are_drawn_in_tiles(usual: sdfast.Pipeline) -> None:
+    """Circles in a row, each of which a tile sees in part, become the same circles in green."""
+    wide = Image.new("RGB", (640, 128), scenes.COLOURS["blue"][0])
+    for left in range(0, 640, 128):
+        wide.paste(scenes.draw(Scene("circle", "red", "large", "blue")), (left, 0))
+    prompt = "a large green circle on a blue background"
+    drawn = usual(prompt, seed=1, image=wide, width=640, height=128, strength=0.6).images[0]
+    assert drawn.size == (640, 128)
+    for left in range(0, 640, 128):
+        seen = scenes.read(drawn.crop((left, 0, left + 128, 128)))
+        assert (seen.colour, seen.background) == ("green", "blue")
+    borders = np.asarray(drawn, np.int16)[:8]  # above the circles, where seams would show
+    assert np.abs(np.diff(borders, axis=1)).max() < 25

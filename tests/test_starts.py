@@ -118,7 +118,12 @@ def test_a_request_with_a_picture_goes_to_json_and_back() -> None:
         ({"hires": 2}, "hires is 2; it must be values by name"),
         ({"hires": {"scael": 2}}, "hires has 'scael'"),
         ({"hires": {"scale": 9}}, "hires scale"),
-        ({"hires": {"scale": 8}}, "width is 1024; it must be a whole number from 64 to 512"),
+        ({"width": 640}, "width is 640; it must be a whole number from 64 to 512"),
+        (
+            {"image": PICTURE, "width": 9000},
+            "width is 9000; it must be a whole number from 64 to 8192",
+        ),
+        ({"image": PICTURE, "width": 640, "cache": 2}, "drawn in tiles, without control and cache"),
         ({"hires": {"steps": 0}}, "steps is 0"),
         ({"hires": {}, "image": PICTURE, "mask": WHITE}, "hires draws the whole picture"),
     ],

@@ -45,7 +45,7 @@ class GpuPlans:
     def get(
         self, request: Resolved, guidance: Guidance, batch: int, rows: int
     ) -> GpuPlan | CpuPlan:
-        if request.controls:
+        if request.by_host:
             self._latest = self._by_host.get(request, guidance, batch, rows)
             return self._latest
         shallow = request.cache != 1
@@ -84,7 +84,7 @@ class GpuPlan:
         manifest, sizes = opened.bundle.manifest, opened.bundle.sizes
         sides = (request.height // sizes.scale, request.width // sizes.scale)
         self._tiles = tiling.grid(request.height, request.width, tile, sizes)
-        whole = len(self._tiles.rows.starts) == len(self._tiles.columns.starts) == 1
+        whole = self._tiles.single
         self._decoder = None if whole else Staged(opened["vae_decoder"], gpu)
         networks = Networks(
             opened["unet"],

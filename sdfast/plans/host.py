@@ -17,6 +17,7 @@ from ..program import Eval
 from ..redrawing import Redrawn, lay_beside
 from ..request import Resolved
 from ..tensors import Tensor
+from ..tiling import Tiled
 from . import Drawn, copied, kept, shapes, told_apart, traced
 from .steering import Steering
 
@@ -69,6 +70,9 @@ class CpuPlan:
         self.loop: Loop | HostRun
         engine = opened.on_the_host
         unet: Network = engine("unet") if self._steering is None else self._steering.network
+        if request.tiled:
+            tiles = tiling.beyond(request.height, request.width, sizes)
+            unet = Tiled(unet, tiles, ("latent",), ("noise",), ("features",))
         hoisted = engine("time_projection") if "time_projection" in opened else None
         if sampler.static:
             found = traced(request)
