@@ -63,7 +63,8 @@ def export(
     loras: LoRA files and their weights, -10 … 10, merged in this order
     embeddings: textual-inversion files; each one's name becomes a word of the prompt
     precision: "fp32", "fp16" or "bf16" for every network, in place of the recipe's; "int8" for
-        the U-Net and the VAE's decoder, the others fp32
+        the U-Net and the VAE's decoder, the others fp32, and for TensorRT "int8" and "fp8" (the
+        U-Net), the others as the recipe says
     link: the graphs point into the checkpoint's own files, of which the bundle gets second names
         (hard links, so on one disk); they must not be changed in place
     graph_from: a bundle of the same architecture, whose graphs are taken; only weights are new

@@ -6,9 +6,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from . import precision, quantization, verify, weights
+import torch
+from torch import nn
+
+from . import modelopt, precision, quantization, symmetric, verify, weights
 from .components import Component
 from .drawing import Drawing
 from .networks import Options
@@ -48,18 +52,22 @@ class Runs:
 @dataclass
 class Findings:
     """By network: the largest magnitudes of its tensors, where it is fp16; the ranges of those that
-    are rounded, where it is int8; and what stays float32: tensors of fp16, products of int8."""
+    are rounded, where it is int8; the steps of what its layers read, where it is int8-fp16 or fp8;
+    and what stays float32: tensors of fp16, products of int8."""
 
     magnitudes: dict[str, Mapping[str, float]] = field(default_factory=dict)
     spans: dict[str, quantization.Spans] = field(default_factory=dict)
+    scales: dict[str, symmetric.Scales] = field(default_factory=dict)
     kept: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """magnitudes.json and ranges.json, as far as there is something to tell."""
+        """magnitudes.json, ranges.json and steps.json, as far as there is something to tell."""
         if self.magnitudes:
             precision.write_report(folder / "magnitudes.json", self.magnitudes)
         if self.spans:
             quantization.write_report(folder / "ranges.json", self.spans)
+        if self.scales:
+            symmetric.write_report(folder / "steps.json", self.scales)
 
 
 def look(
@@ -73,9 +81,18 @@ def look(
 ) -> None:
     """Adds to `found` what the exact graphs do on these runs. planned: all of the component's
     networks; folder: for files that are gone afterwards; tell: of what is looked for."""
-    narrowed = [p for p in planned if precision_of(p.name) in ("fp16", "int8")]
+    narrowed = [p for p in planned if precision_of(p.name) in ("fp16", "int8", *symmetric.KINDS)]
     if not narrowed:
         return
+    rounded = [p for p in narrowed if precision_of(p.name) in symmetric.KINDS]
+    if rounded:
+        tell(f"looking for the ranges of {rounded[0].name}")
+        # Which runs the whole module, whose parts the others are.
+        run = partial(_each, rounded[0].reference, runs.every(rounded[0]))
+        largest = modelopt.largest(component.module(), run)
+        for p in rounded:
+            model, kind = p.graph.model(), precision_of(p.name)
+            found.scales[p.name] = symmetric.scales(model, p.graph.weights, kind, largest)
     with tempfile.TemporaryDirectory(dir=folder, prefix="calibration-") as place:
         exact = Path(place)
         graphs = [(p.graph.model(), p.graph.weights) for p in planned]
@@ -85,7 +102,7 @@ def look(
         opened = verify.Opened(exact, planned, lambda name: "fp32")
         for p in narrowed:
             file = exact / f"{p.name}.onnx"
-            if precision_of(p.name) == "fp16":
+            if precision_of(p.name) != "int8":
                 tell(f"looking for what float16 cannot hold in {p.name}")
                 feeds = (verify.feed(p, values, opened.hoisted) for values in runs.few(p))
                 found.magnitudes[p.name] = precision.magnitudes(file, feeds)
@@ -97,6 +114,16 @@ def look(
                 names = quantization.rounded(model, p.graph.weights)
                 found.spans[p.name] = quantization.spans(file, names, feeds)
                 found.kept[p.name] = quantization.left_out(model, p.graph.weights)
+
+
+def _each(
+    reference: Callable[[nn.Module, verify.Values], object],
+    every: list[verify.Values],
+    module: nn.Module,
+) -> None:
+    with torch.no_grad():
+        for values in every:
+            reference(module, values)
 
 
 def _whole(p: Planned, values: verify.Values) -> verify.Values:

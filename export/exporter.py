@@ -20,6 +20,7 @@ from .. import bundle
 from ..backends import Options
 from ..bundle import Bundle, Difference, Graph, Manifest, Network, Tokenizer
 from ..errors import CheckpointError, RecipeError, VerificationError
+from ..networks import EIGHT_BITS
 from ..pipeline import Pipeline
 from ..tensors import TensorSpec
 from . import (
@@ -30,10 +31,12 @@ from . import (
     links,
     lora,
     manifest,
+    modelopt,
     precision,
     quantization,
     reuse,
     sources,
+    symmetric,
     verify,
     weights,
 )
@@ -114,13 +117,15 @@ class _Work:
         self.unit = manifest.unit(self.checkpoint)
         self.stages = sum(map(len, self.plans.values())) + 3
         self.found = calibration.Findings()
-        self.int8 = "int8" in self.recipe.precision.values()
-        if self.int8 and self.checkpoint.task != "text":
+        self.rounded = set(EIGHT_BITS) & set(self.recipe.precision.values())
+        if self.rounded and self.checkpoint.task != "text":
             raise RecipeError(
-                "int8 is calibrated on pictures that are drawn from text alone, which this "
-                f"checkpoint (for the task {self.checkpoint.task}) does not: export it in fp32, "
-                "fp16 or bf16"
+                f"{min(self.rounded)} is calibrated on pictures that are drawn from text alone, "
+                f"which this checkpoint (for the task {self.checkpoint.task}) does not: export it "
+                "in fp32, fp16 or bf16"
             )
+        if self.rounded & set(symmetric.KINDS):
+            modelopt.require()
 
     def run(self, name: str, notes: tuple[str, ...]) -> Manifest:
         """Writes all files but bundle.json, and returns what that says."""
@@ -180,7 +185,7 @@ class _Work:
         self._tell("drawing a picture with torch")
         pictured = Bundle(self.folder, described)
         asked = [drawing.request(pictured, self.recipe.options)]
-        asked += drawing.more_requests() if self.int8 else []
+        asked += drawing.more_requests() if self.rounded else []
         first, *others = (drawing.draw(self.checkpoint, self.plans, pictured, one) for one in asked)
         return Runs(first, tuple(others), self.unit, self.recipe.options)
 
@@ -217,9 +222,9 @@ class _Work:
         return made
 
     def _examples(self, p: Planned, module: nn.Module) -> list[verify.Example]:
-        """What the network is checked on: random values, or where it is int8, whose ranges are
-        those of real runs, what torch's picture brought."""
-        if self._precision(p.name) != "int8":
+        """What the network is checked on: random values, or where it is of eight bits, whose
+        ranges are those of real runs, what torch's picture brought."""
+        if self._precision(p.name) not in EIGHT_BITS:
             return verify.examples(p, module, self.unit, self.recipe.options)
         return [verify.example(p, module, values) for values in self.runs.few(p)]
 
@@ -228,7 +233,11 @@ class _Work:
         kind = self._precision(p.name)
         if kind == "int8":
             return quantization.convert(model, p.graph.weights, self.found.spans[p.name])
-        return precision.convert(model, p.graph.weights, kind, self.found.kept.get(p.name, ()))
+        typed = "fp16" if kind in symmetric.KINDS else kind
+        forms = precision.convert(model, p.graph.weights, typed, self.found.kept.get(p.name, ()))
+        if kind in symmetric.KINDS:
+            forms = symmetric.convert(model, forms, kind, self.found.scales[p.name])
+        return forms
 
     def _lay(
         self,

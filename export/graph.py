@@ -7,7 +7,7 @@ Weights are named, not held: the graph knows their shapes, and where its initial
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,15 @@ ELEMENTS = {
 
 
 @dataclass(frozen=True)
+class Steps:
+    """How a weight is rounded to eight bits: for each output in steps of which its largest value
+    takes `reach`. half: whether their sizes are float16's, or float32's."""
+
+    reach: float
+    half: bool = False
+
+
+@dataclass(frozen=True)
 class Weight:
     """An initializer made of the checkpoint's tensors.
 
@@ -31,14 +40,26 @@ class Weight:
     rows: of one tensor alone those from the first of these numbers to before the second, if given
     turned: whether the axes of the (two-dimensional) tensor are then swapped
     shape: in the graph
-    scales: whether it is not the weight but, for each output, the step of its int8 form
+    steps: where it is rounded
+    scales: whether it is not the rounded weight but, for each output, the size of a step
     """
 
     parts: tuple[str, ...]
     rows: tuple[int, int] | None
     turned: bool
     shape: tuple[int, ...]
+    steps: Steps | None = None
     scales: bool = False
+
+    def rounded(self, steps: Steps, axis: int) -> tuple[Weight, Weight]:
+        """Its eight-bit form, and that of the steps' sizes. axis: of its outputs."""
+        values = replace(self, steps=steps)
+        return values, replace(values, turned=False, shape=(self.shape[axis],), scales=True)
+
+
+def pointer(name: str, element: int, shape: Sequence[int]) -> TensorProto:
+    """An initializer without data."""
+    return TensorProto(name=name, data_type=element, dims=shape, data_location=TensorProto.EXTERNAL)
 
 
 class Graph:
@@ -164,13 +185,7 @@ class Graph:
     def model(self) -> onnx.ModelProto:
         """The graph so far. Weights are initializers without data (`weights.lay` gives it)."""
         pointers = [
-            TensorProto(
-                name=name,
-                data_type=TensorProto.FLOAT,
-                dims=weight.shape,
-                data_location=TensorProto.EXTERNAL,
-            )
-            for name, weight in self.weights.items()
+            pointer(name, TensorProto.FLOAT, weight.shape) for name, weight in self.weights.items()
         ]
         graph = helper.make_graph(
             self._nodes, "network", self._inputs, self._outputs, [*self._initializers, *pointers]

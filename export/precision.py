@@ -42,6 +42,10 @@ def types(model: onnx.ModelProto) -> dict[str, int]:
         kind = _OTHER_TYPES.get(node.op_type)
         if node.op_type == "Cast":
             kind = next(a.i for a in node.attribute if a.name == "to")
+        elif node.op_type == "QuantizeLinear":
+            kind = known[node.input[2]]  # as its zero is
+        elif node.op_type == "DequantizeLinear":
+            kind = known[node.input[1]]  # as its scale is
         for output in node.output:
             known[output] = known[node.input[0]] if kind is None else kind
     return known

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from . import precision
-from .graph import Weight
+from .graph import Steps, Weight, pointer
 
 PRODUCTS = ("Conv", "MatMul")
 # Layers at the latent or at pixels, of fewer channels than this on one side: little to compute, and
 # all that the picture is goes through them.
 FEWEST_CHANNELS = 16
 _LEVELS = 255
+_STEPS = Steps(127)  # of weights
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,13 @@ Spans = Mapping[str, Span]
 
 def layers(model: onnx.ModelProto, weights: Mapping[str, Weight]) -> list[onnx.NodeProto]:
     """The products that become int8."""
-    return [node for node in _products(model, weights) if not _at_the_border(node, weights)]
+    return [node for node in products(model, weights) if not at_the_border(node, weights)]
 
 
 def left_out(model: onnx.ModelProto, weights: Mapping[str, Weight]) -> tuple[str, ...]:
     """The names of the products with a weight that stay as they are."""
-    every = _products(model, weights)
-    return tuple(node.name for node in every if _at_the_border(node, weights))
+    every = products(model, weights)
+    return tuple(node.name for node in every if at_the_border(node, weights))
 
 
 def rounded(model: onnx.ModelProto, weights: Mapping[str, Weight]) -> list[str]:
@@ -110,11 +111,13 @@ def write_report(file: Path, found: Mapping[str, Spans]) -> None:
     file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def _products(model: onnx.ModelProto, weights: Mapping[str, Weight]) -> list[onnx.NodeProto]:
+def products(model: onnx.ModelProto, weights: Mapping[str, Weight]) -> list[onnx.NodeProto]:
+    """The products with a weight."""
     return [n for n in model.graph.node if n.op_type in PRODUCTS and n.input[1] in weights]
 
 
-def _at_the_border(node: onnx.NodeProto, weights: Mapping[str, Weight]) -> bool:
+def at_the_border(node: onnx.NodeProto, weights: Mapping[str, Weight]) -> bool:
+    """Whether a product is at the latent or at pixels."""
     return min(weights[node.input[1]].shape[:2]) < FEWEST_CHANNELS
 
 
@@ -171,21 +174,10 @@ class _Rounding:
         """The weight, made of its int8 values when it is read. axis: of its outputs."""
         if name not in self.made:
             self.made[name] = f"{name}@rounded"
-            values, scale, weight = f"{name}.int8", f"{name}.scale", self.weights[name]
-            scales = replace(weight, turned=False, shape=(weight.shape[axis],), scales=True)
-            for stored, kind, form in (
-                (values, TensorProto.INT8, weight),
-                (scale, TensorProto.FLOAT, scales),
-            ):
-                self.of[stored] = form
-                self.new.append(
-                    TensorProto(
-                        name=stored,
-                        data_type=kind,
-                        dims=form.shape,
-                        data_location=TensorProto.EXTERNAL,
-                    )
-                )
+            values, scale = f"{name}.int8", f"{name}.scale"
+            self.of[values], self.of[scale] = self.weights[name].rounded(_STEPS, axis)
+            for stored, kind in ((values, TensorProto.INT8), (scale, TensorProto.FLOAT)):
+                self.new.append(pointer(stored, kind, self.of[stored].shape))
             self._add("DequantizeLinear", [values, scale], self.made[name], axis=axis)
         return self.made[name]
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .. import samplers, schedules
 from ..bundle import FAMILIES, Defaults
 from ..errors import RecipeError, nearest
-from ..networks import NETWORKS, PRECISIONS, QUANTIZED
+from ..networks import EIGHT_BITS, NETWORKS
 from ..ranges import Choice, Flag, Range
 from ..request import MAX_STEPS
 from ..store import packaged
@@ -27,6 +27,9 @@ if TYPE_CHECKING:  # it knows torch, and recipes are listed without
     from .components import Checkpoint
 
 BACKENDS = ("onnxruntime", "openvino", "tensorrt")
+WORDS = ("fp32", "fp16", "bf16", "int8")
+"""The precisions as recipes and users call them: int8 is the backend's own, and TensorRT has fp8
+besides."""
 LAYOUTS = ("graph", "checkpoint")
 AXES = ("batch", "height", "width")
 GRAPH = tuple(f.name for f in fields(Options) if f.name not in AXES)
@@ -34,6 +37,7 @@ HOISTED = {"time_projection": "hoisted_time", "context_projection": "hoisted_con
 LISTED = tuple(name for name in NETWORKS if name not in HOISTED)
 """What a recipe may name; the others follow from its graph options."""
 
+_REST = {"tensorrt": "fp16"}  # of networks beside those of eight bits, else fp32
 _LATENT = 8  # pixels a side of one latent pixel, in every family
 # What a picture's sides are multiples of: that, doubled wherever the U-Net halves.
 _MULTIPLES = {"sd1": 64, "sd2": 64, "sdxl": 32, "sdxl-refiner": 64}
@@ -167,21 +171,43 @@ def require_fit(recipe: Recipe, checkpoint: Checkpoint) -> None:
         )
 
 
-def at_precision(recipe: Recipe, precision: str) -> Recipe:
-    """The recipe with every network in one precision; at int8, all but sdfast.networks.QUANTIZED
-    are fp32. Raises RecipeError for an unknown one."""
-    check_precision(precision)
-    return replace(recipe, precision=_at(precision, recipe.networks))
+def at_precision(recipe: Recipe, precision: str, backend: str) -> Recipe:
+    """The recipe, as that backend wants it, with every network in one precision. In eight bits
+    those alone that can be: the others are fp32, and for TensorRT as the recipe says, as are those
+    in bf16, which the rest of such a network in fp16 would not do for. Raises RecipeError for an
+    unknown precision, and one that the backend does not have."""
+    check_precision(precision, backend)
+    kind = _kind(precision, backend)
+    chosen = _at(kind, recipe.networks, "fp32")
+    if backend == "tensorrt" and kind in EIGHT_BITS:
+        chosen = {
+            name: kind if name in EIGHT_BITS[kind] and said != "bf16" else said
+            for name, said in recipe.precision.items()
+        }
+    return replace(recipe, precision=chosen)
 
 
-def _at(precision: str, networks: tuple[str, ...]) -> Mapping[str, str]:
-    exact = networks if precision != "int8" else ()
-    return {n: precision if n in exact or n in QUANTIZED else "fp32" for n in networks}
+def _at(precision: str, networks: tuple[str, ...], rest: str) -> Mapping[str, str]:
+    of = EIGHT_BITS.get(precision, networks)
+    return {name: precision if name in of else rest for name in networks}
 
 
-def check_precision(precision: str) -> None:
-    """Raises RecipeError unless it is one of sdfast.networks.PRECISIONS."""
-    _check_word("precision", precision, PRECISIONS)
+def _kind(precision: str, backend: str) -> str:
+    return "int8-fp16" if (precision, backend) == ("int8", "tensorrt") else precision
+
+
+def check_precision(precision: str, backend: str) -> None:
+    """Raises RecipeError unless it is one of WORDS that the backend has."""
+    if precision == "fp8" and backend != "tensorrt":
+        raise RecipeError(
+            f"precision fp8 is for the backend tensorrt alone, not for {backend}: add --backend "
+            "tensorrt, or take int8"
+        )
+    _check_word("precision", precision, _words(backend))
+
+
+def _words(backend: str) -> tuple[str, ...]:
+    return (*WORDS, "fp8") if backend == "tensorrt" else WORDS
 
 
 def check_backend(backend: str) -> None:
@@ -229,7 +255,10 @@ def _recipe(root: Value, backend: str) -> Recipe:
     form = _form({key: given[key] for key in _FORM}, listed, None)
     if "backend" in given:
         tables = given["backend"].entries((), BACKENDS)
-        forms = {k: _form(v.entries((), _FORM), listed, form) for k, v in tables.items()}
+        forms = {
+            name: _form(table.entries((), _FORM), listed, form, name)
+            for name, table in tables.items()
+        }
         form = forms.get(backend, form)
     profiles = _profiles(given["profiles"], _MULTIPLES[family])
     networks = tuple(
@@ -241,7 +270,7 @@ def _recipe(root: Value, backend: str) -> Recipe:
         name=root.file.stem,
         family=family,
         networks=networks,
-        precision={n: _of_network(n, form.precision) for n in networks},
+        precision={n: _kind(_of_network(n, form.precision, backend), backend) for n in networks},
         layout=form.layout,
         options=Options(
             **form.graph, height=_fixed(profiles["height"]), width=_fixed(profiles["width"])
@@ -252,11 +281,11 @@ def _recipe(root: Value, backend: str) -> Recipe:
     )
 
 
-def _of_network(name: str, listed: Mapping[str, str]) -> str:
-    """A listed network's precision, or a hoisted one's: the U-Net's, but never int8."""
+def _of_network(name: str, listed: Mapping[str, str], backend: str) -> str:
+    """A listed network's precision, or a hoisted one's: the U-Net's, but never of eight bits."""
     if name not in HOISTED:
         return listed[name]
-    return listed["unet"] if listed["unet"] != "int8" else "fp32"
+    return _REST.get(backend, "fp32") if listed["unet"] in EIGHT_BITS else listed["unet"]
 
 
 def _networks(value: Value, family: str) -> tuple[str, ...]:
@@ -278,28 +307,35 @@ def _networks(value: Value, family: str) -> tuple[str, ...]:
     return found
 
 
-def _form(given: Mapping[str, Value], listed: tuple[str, ...], base: _Form | None) -> _Form:
-    """The base's where it is not given; all of it is given where there is no base."""
+def _form(
+    given: Mapping[str, Value], listed: tuple[str, ...], base: _Form | None, backend: str = ""
+) -> _Form:
+    """The base's where it is not given; all of it is given where there is no base. backend: whose
+    table it is"""
     form = base or _Form({}, "", {})
     if "precision" in given:
-        form = replace(form, precision=_precision(given["precision"], listed, form.precision))
+        chosen = _precision(given["precision"], listed, form.precision, backend)
+        form = replace(form, precision=chosen)
     if "layout" in given:
         form = replace(form, layout=given["layout"].within(Choice(LAYOUTS)))
     if "graph" in given:
         options = given["graph"].entries(*(((), GRAPH) if base else (GRAPH, ())))
-        chosen = {name: value.within(Flag()) for name, value in options.items()}
-        form = replace(form, graph={**form.graph, **chosen})
+        flags = {name: value.within(Flag()) for name, value in options.items()}
+        form = replace(form, graph={**form.graph, **flags})
     return form
 
 
-def _precision(value: Value, listed: tuple[str, ...], base: Mapping[str, str]) -> Mapping[str, str]:
-    allowed = Choice(PRECISIONS)
+def _precision(
+    value: Value, listed: tuple[str, ...], base: Mapping[str, str], backend: str
+) -> Mapping[str, str]:
+    allowed = Choice(_words(backend))
     if isinstance(value.value, str):
-        return _at(value.within(allowed), listed)
+        return _at(value.within(allowed), listed, _REST.get(backend, "fp32"))
     given = value.entries(*(((), listed) if base else (listed, ())))
     for name, one in given.items():
-        if one.within(allowed) == "int8" and name not in QUANTIZED:
-            raise one.wrong(f"is int8, which {', '.join(QUANTIZED)} alone can be")
+        can = EIGHT_BITS.get(one.within(allowed), listed)
+        if name not in can:
+            raise one.wrong(f"is {one.value}, which {', '.join(can)} alone can be")
     return {**base, **{name: one.within(allowed) for name, one in given.items()}}
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from .. import bundle, checksums
 from ..bundle import Bundle, Manifest, Network
 from ..errors import CheckpointError
+from ..networks import EIGHT_BITS
 from .components import Checkpoint
 from .networks import Options
 from .recipes import Recipe
@@ -30,10 +31,11 @@ def recipe(other: Bundle, checkpoint: Checkpoint, usual: Recipe) -> Recipe:
                 f"the checkpoint is {ours}, bundle {theirs.name} {known}: its graphs are for "
                 "another kind; export without --graph-from"
             )
-    if "int8" in {network.precision for network in theirs.networks.values()}:
+    rounded = {network.precision for network in theirs.networks.values()} & set(EIGHT_BITS)
+    if rounded:
         raise CheckpointError(
-            f"bundle {theirs.name} is int8: its graphs hold the ranges of its own checkpoint's "
-            "activations, which another's leave; export without --graph-from"
+            f"bundle {theirs.name} is {min(rounded)}: its graphs hold the ranges of its own "
+            "checkpoint's activations, which another's leave; export without --graph-from"
         )
     if "preview" in checkpoint.components and "preview_decoder" not in theirs.networks:
         raise CheckpointError(

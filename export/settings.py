@@ -48,7 +48,7 @@ class Settings:
     def __post_init__(self) -> None:
         recipes.check_backend(self.backend)
         if self.precision is not None:
-            recipes.check_precision(self.precision)
+            recipes.check_precision(self.precision, self.backend)
         if self.graph_from is not None and (self.recipe or self.precision):
             raise RecipeError(
                 "--graph-from brings the recipe and the precision that its graphs were exported "
@@ -59,4 +59,6 @@ class Settings:
         """The recipe to export it by. Raises RecipeError where that is for another kind."""
         recipe = self.recipe or recipes.for_checkpoint(checkpoint, self.backend)
         recipes.require_fit(recipe, checkpoint)
-        return recipe if self.precision is None else recipes.at_precision(recipe, self.precision)
+        if self.precision is None:
+            return recipe
+        return recipes.at_precision(recipe, self.precision, self.backend)

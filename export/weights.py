@@ -23,16 +23,24 @@ import onnx
 import torch
 from onnx import TensorProto, helper
 
-from .graph import Weight
+from .graph import Steps, Weight
 
 _TYPES = {
     TensorProto.FLOAT: torch.float32,
     TensorProto.FLOAT16: torch.float16,
     TensorProto.BFLOAT16: torch.bfloat16,
     TensorProto.INT8: torch.int8,
+    TensorProto.FLOAT8E4M3FN: torch.float8_e4m3fn,
 }
 _ELEMENTS = {dtype: element for element, dtype in _TYPES.items()}
-_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
+_NAMES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int8: "I8",
+    torch.float8_e4m3fn: "F8_E4M3",
+}
+_SMALLEST = 2.0**-24  # of float16's above 0
 _ALIGNMENT = 64  # of the first tensor; each is then aligned to its elements, mostly to more
 
 
@@ -47,15 +55,19 @@ class Place:
 
 def assemble(target: torch.Tensor, weight: Weight, tensors: Mapping[str, torch.Tensor]) -> None:
     """Writes the initializer's values to `target`, converting to its type: one pass over them, or
-    for int8 and its scales a few over a float32 copy."""
+    for eight bits and their scales a few over a float32 copy."""
     parts = [_rows(tensors[part], weight) for part in weight.parts]
-    if weight.scales or target.dtype == torch.int8:
+    if weight.steps is not None:
         exact = torch.cat([part.float() for part in parts])
-        scales = _scales(exact)
+        scales = _scales(exact, weight.steps)
         if weight.scales:
             target.copy_(scales)
             return
-        parts = [(exact.flatten(1) / scales[:, None]).round_().view(exact.shape)]
+        rounded = (exact.flatten(1) / scales[:, None]).view(exact.shape)
+        if target.dtype == torch.int8:  # other types round when they are written
+            # To float16 a step may have become smaller, and the largest value more of them.
+            rounded.round_().clamp_(-127, 127)
+        parts = [rounded]
     count = sum(part.shape[0] for part in parts)
     whole = target.T if weight.turned else target.view(count, *parts[0].shape[1:])
     start = 0
@@ -65,10 +77,11 @@ def assemble(target: torch.Tensor, weight: Weight, tensors: Mapping[str, torch.T
         start = end
 
 
-def _scales(weight: torch.Tensor) -> torch.Tensor:
-    """For each output the step by which int8's 127 reaches the largest of its weights."""
+def _scales(weight: torch.Tensor, steps: Steps) -> torch.Tensor:
+    """For each output the step by which `reach` of them make the largest of its weights."""
     largest = weight.abs().flatten(1).amax(1)
-    return torch.where(largest > 0, largest / 127, 1.0)
+    scales = torch.where(largest > 0, largest / steps.reach, 1.0)
+    return scales.half().clamp_(min=_SMALLEST).float() if steps.half else scales
 
 
 def as_graph(
@@ -96,11 +109,11 @@ def as_checkpoint(
         part
         for model, weights in graphs
         for p in _pointers(model)
-        if not _is_int8(p, weights[p.name])
+        if not _is_rounded(p, weights[p.name])
         for part in weights[p.name].parts
     }
     own = {name: _as_is(tensors[name]) for name in sorted(needed - set(linked))}
-    forms = _forms(graphs, _is_int8)  # which the checkpoint does not have
+    forms = _forms(graphs, _is_rounded)  # which the checkpoint does not have
     places = _laid(file, own | {name: _as_read(form, tensors) for name, form in forms.items()})
     _point_forms(graphs, forms, places)
     for model, weights in graphs:
@@ -128,9 +141,9 @@ def _as_read(form: _Form, tensors: Mapping[str, torch.Tensor]) -> _Stored:
     return _Stored(dtype, weight.shape, lambda target: assemble(target, weight, tensors))
 
 
-def _is_int8(pointer: TensorProto, weight: Weight) -> bool:
-    """Whether it is an int8 weight or the scales of one."""
-    return weight.scales or pointer.data_type == TensorProto.INT8
+def _is_rounded(pointer: TensorProto, weight: Weight) -> bool:
+    """Whether it is a weight of eight bits or the scales of one."""
+    return weight.steps is not None
 
 
 def _forms(
@@ -196,7 +209,7 @@ def _restore(
 ) -> None:
     """Has nodes make the initializers out of the checkpoint's tensors."""
     nodes, raw = [], dict[str, TensorProto]()
-    pointers = [p for p in _pointers(model) if not _is_int8(p, weights[p.name])]
+    pointers = [p for p in _pointers(model) if not _is_rounded(p, weights[p.name])]
     wanted = [(p.name, p.data_type, weights[p.name]) for p in pointers]
     made = {name for name, _, _ in wanted}
     kept = [i for i in model.graph.initializer if i.name not in made]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .bundle import Context, Manifest, Network
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-fp16", "fp8")
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 NETWORKS = (
     *TEXT_ENCODERS,
@@ -22,8 +22,15 @@ NETWORKS = (
     "preview_decoder",
     "controlnet",
 )
-QUANTIZED = ("unet", "unet_shallow", "unet_adapters", "vae_decoder")
-"""The networks that can be int8: those whose time counts."""
+_DENOISERS = ("unet", "unet_shallow", "unet_adapters")
+EIGHT_BITS = {
+    "int8": (*_DENOISERS, "vae_decoder"),
+    "int8-fp16": (*_DENOISERS, "vae_decoder"),
+    "fp8": _DENOISERS,
+}
+"""The precisions whose products are of eight bits, and the networks that can be in them: those
+whose time counts. The rest of a network is fp32 in int8, and fp16 in the others, which are
+TensorRT's."""
 EXACT_OPERATORS = ("Softmax", "InstanceNormalization", "Cos", "Sin")
 """Operators that sum or exponentiate many values, where they are not one fused operator that
 accumulates in float32 by itself: they are computed in float32 at half precision too."""

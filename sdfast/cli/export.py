@@ -37,7 +37,7 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--embedding", "embeddings", type=_PATH, multiple=True, help="A word more. May be repeated."
 )
-@click.option("--precision", help="fp32, fp16, bf16 or int8, not the recipe's.")
+@click.option("--precision", help="fp32, fp16, bf16, int8 or fp8, not the recipe's.")
 @click.option("--link", is_flag=True, help="Hard links to SOURCE's own files: no copy.")
 @click.option("--graph-from", metavar="BUNDLE", help="Take its graphs; only weights are new.")
 @click.option("--allow-pickle", is_flag=True, help="Read .ckpt and .bin: nothing but tensors.")

@@ -26,6 +26,8 @@ TYPES = {
     TensorProto.INT32: "INT32",
     TensorProto.INT64: "INT64",
     TensorProto.UINT8: "UINT8",
+    TensorProto.INT8: "INT8",
+    TensorProto.FLOAT8E4M3FN: "FP8",
     TensorProto.BOOL: "BOOL",
 }
 
