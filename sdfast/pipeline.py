@@ -14,6 +14,7 @@ from PIL import Image
 
 from . import backends, compiled, samplers, store
 from .bundle import Bundle
+from .composition import Script, script
 from .conditioning import Conditions, TextEncoder, load_tokenizer
 from .devices import cuda
 from .devices.cpu import Progress
@@ -214,7 +215,7 @@ class Pipeline:
         started = perf_counter()
         guidance = self._guidance(request)
         rows = 1 if guidance.scale == 1 else 2
-        self._conditions.read(request.prompt, request.negative_prompt if rows == 2 else None)
+        self._conditions.read(self._script(request, rows))
         self._conditions.tell(request.width, request.height, request.guidance)
         self._opened.spare(*self.bundle.manifest.tokenizers, "context_projection")
         encoded = perf_counter()
@@ -226,7 +227,8 @@ class Pipeline:
         conditioned: Plan | None = None
         denoised: list[Pictures] = []
         for seeds in batches:
-            plan = self._plans.get(request, guidance, len(seeds), rows)
+            tokens = self._conditions.tokens
+            plan = self._plans.get(request, guidance, len(seeds), rows, tokens)
             if plan is not conditioned:  # all batches share one, but for a smaller last batch
                 plan.condition(self._conditions)
                 conditioned = plan
@@ -240,6 +242,17 @@ class Pipeline:
         seconds["total"] = perf_counter() - started
         full = request.as_request()
         return Result(tuple(pictures), request.seeds, seconds, full, self._plans.form)
+
+    def _script(self, request: Resolved, rows: int) -> Script:
+        negative = request.negative_prompt if rows == 2 else None
+        zeros = self.bundle.context.zeros_for_empty
+        said = script(request.prompt, negative, request.steps, zeros)
+        if not said.plain or said.loras:
+            raise InvalidRequest(
+                "this version draws one prompt for all steps: leave out AND, [from:to:when], "
+                "[a|b] and <lora:name>"
+            )
+        return said
 
     def _guidance(self, request: Resolved) -> Guidance:
         if "guidance" not in self._opened.inputs("time_projection", "unet"):

@@ -66,8 +66,11 @@ class Plans(Protocol):
     def form(self) -> str:
         """How the last run was enqueued: "loop" by the host, or one of devices.runs.FORMS."""
 
-    def get(self, request: Resolved, guidance: Guidance, batch: int, rows: int) -> Plan:
-        """The plan for that request, of `batch` images and `rows` rows of each."""
+    def get(
+        self, request: Resolved, guidance: Guidance, batch: int, rows: int, tokens: int
+    ) -> Plan:
+        """The plan for that request, of `batch` images, `rows` rows of each and `tokens` of
+        context."""
 
     def close(self) -> None:
         """Forgets them."""
@@ -93,9 +96,11 @@ class CpuPlans:
         self._opened, self._tile = opened, tile
         self.kept: dict[tuple[object, ...], CpuPlan] = {}
 
-    def get(self, request: Resolved, guidance: Guidance, batch: int, rows: int) -> CpuPlan:
-        key = (batch, rows, request.width, request.height, *_told_apart(request))
-        make = partial(CpuPlan, self._opened, self._tile, request, batch, rows)
+    def get(
+        self, request: Resolved, guidance: Guidance, batch: int, rows: int, tokens: int
+    ) -> CpuPlan:
+        key = (batch, rows, tokens, request.width, request.height, *_told_apart(request))
+        make = partial(CpuPlan, self._opened, self._tile, request, batch, rows, tokens)
         return _kept(self.kept, key, make)
 
     def close(self) -> None:
@@ -106,7 +111,13 @@ class CpuPlan:
     """Everything that the denoising loop and the decoder touch."""
 
     def __init__(
-        self, opened: Opened, tile: int | None, request: Resolved, batch: int, rows: int
+        self,
+        opened: Opened,
+        tile: int | None,
+        request: Resolved,
+        batch: int,
+        rows: int,
+        tokens: int,
     ) -> None:
         manifest, sizes = opened.bundle.manifest, opened.bundle.sizes
         sides = (request.height // sizes.scale, request.width // sizes.scale)
@@ -114,7 +125,9 @@ class CpuPlan:
         self._opened = opened
         self._tiles = tiling.grid(request.height, request.width, tile, sizes)
         self._batch, self._rows = batch, rows
-        self._unet = _tensors(opened, "time_projection", "unet", rows=rows * batch, sides=sides)
+        self._unet = _tensors(
+            opened, "time_projection", "unet", rows=rows * batch, sides=sides, tokens=tokens
+        )
         schedule = noise_schedule(opened.bundle.betas)
         denoiser = partial(
             Denoiser,
@@ -187,14 +200,16 @@ class GpuPlans:
     def form(self) -> str:
         return self._form if self._latest is None else self._latest.recorded.used
 
-    def get(self, request: Resolved, guidance: Guidance, batch: int, rows: int) -> GpuPlan:
+    def get(
+        self, request: Resolved, guidance: Guidance, batch: int, rows: int, tokens: int
+    ) -> GpuPlan:
         shallow = request.cache != 1
-        key = (batch, rows, request.width, request.height, shallow)
+        key = (batch, rows, tokens, request.width, request.height, shallow)
         if key not in self._kept and len(self._kept) >= KEPT:
             oldest = self._kept.pop(next(iter(self._kept)))
             self._graphs.forget(oldest.recorded)
         given = (self._opened, self._gpu, self._graphs, self._tile, self._form)
-        plan = _kept(self._kept, key, lambda: GpuPlan(*given, request, batch, rows))
+        plan = _kept(self._kept, key, lambda: GpuPlan(*given, request, batch, rows, tokens))
         plan.prepare(request, guidance)
         self._latest = plan
         return plan
@@ -219,6 +234,7 @@ class GpuPlan:
         request: Resolved,
         batch: int,
         rows: int,
+        tokens: int,
     ) -> None:
         manifest, sizes = opened.bundle.manifest, opened.bundle.sizes
         sides = (request.height // sizes.scale, request.width // sizes.scale)
@@ -234,7 +250,9 @@ class GpuPlan:
         self._batch, self._rows = batch, rows
         self._latent = (batch, sizes.channels, *sides)
         self._pixels = (batch, request.height, request.width, 3)
-        unet = _shapes(opened, "time_projection", "unet", rows=rows * batch, sides=sides)
+        unet = _shapes(
+            opened, "time_projection", "unet", rows=rows * batch, sides=sides, tokens=tokens
+        )
         self._timestep = noise_schedule(opened.bundle.betas).timestep
         self.recorded = Recorded(
             gpu,
@@ -329,11 +347,10 @@ def _kept(kept: dict[_K, _V], key: _K, make: Callable[[], _V]) -> _V:
 
 
 def _shapes(
-    opened: Opened, *networks: str, rows: int, sides: tuple[int, ...] = ()
+    opened: Opened, *networks: str, rows: int, sides: tuple[int, ...] = (), tokens: int = 0
 ) -> dict[str, tuple[list[int], str]]:
     """Shape and type of the tensors of those of the networks that the bundle has, the latents of
-    `sides`."""
-    tokens = opened.bundle.context.tokens
+    `sides`, the context of `tokens`."""
     latents = ("latent", "noise", "features")
     return {
         name: (spec.sides(rows, *(sides if name in latents else (tokens,))), spec.dtype)
@@ -342,10 +359,10 @@ def _shapes(
 
 
 def _tensors(
-    opened: Opened, *networks: str, rows: int, sides: tuple[int, ...] = ()
+    opened: Opened, *networks: str, rows: int, sides: tuple[int, ...] = (), tokens: int = 0
 ) -> dict[str, Tensor]:
     """Those tensors, of the CPU."""
-    shapes = _shapes(opened, *networks, rows=rows, sides=sides)
+    shapes = _shapes(opened, *networks, rows=rows, sides=sides, tokens=tokens)
     return {name: Tensor.empty(*shape) for name, shape in shapes.items()}
 
 
