@@ -56,16 +56,16 @@ class Chunker:
         self._comma = tokenizer.token_to_id(",</w>")
         self._following = _following(tokenizer)
 
-    def chunks(self, text: Text, name: str = "prompt") -> list[Chunk]:
-        """One or more. name: what the text is called where it is too long: InvalidRequest."""
+    def chunks(self, text: Text) -> list[Chunk]:
+        """One or more. Raises InvalidRequest for more than MOST."""
         parts = [[t for piece in part for t in self._tokens(piece)] for part in text.parts]
         if len(parts) > 1 and not parts[-1]:
             parts.pop()  # nothing follows the last BREAK
         found = [self._framed(tokens) for part in parts for tokens in self._cut(part)]
         if len(found) > MOST:
             raise InvalidRequest(
-                f"the {name} takes {len(found)} chunks of {self._room} tokens; {MOST} are allowed: "
-                "shorten it"
+                f"one of the prompts takes {len(found)} chunks of {self._room} tokens; {MOST} are "
+                "allowed: shorten it"
             )
         return found
 

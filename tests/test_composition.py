@@ -16,10 +16,10 @@ def test_one_prompt_is_two_texts_for_all_steps() -> None:
     assert words(said) == ["a cat", "blurry"]
     assert said.prompts == ((0,), (0,), (0,))
     assert said.negatives == (1, 1, 1)
-    assert said.weights == (1.0,) and said.constant and said.plain and said.loras == ()
+    assert (said.weights, said.loras, said.constant, said.plain) == ((1.0,), (), True, True)
     assert [said.rows(step) for step in range(3)] == [(1, 0)] * 3
     alone = script("a cat", None, 2)
-    assert alone.negatives is None and alone.rows(1) == (0,)
+    assert (alone.negatives, alone.rows(1)) == (None, (0,))
 
 
 def test_contexts_switch_at_steps_and_each_text_is_encoded_once() -> None:
@@ -34,7 +34,7 @@ def test_contexts_switch_at_steps_and_each_text_is_encoded_once() -> None:
         ("", "a dog ", " blue"),
     ]
     assert len(said.texts) == len(set(words(said))) == 6
-    assert said.weights == (1.0, 0.5) and not said.constant and not said.plain
+    assert (said.weights, said.constant, said.plain) == ((1.0, 0.5), False, False)
 
 
 def test_what_changes_in_no_step_is_constant() -> None:
