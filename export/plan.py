@@ -81,9 +81,19 @@ def _text_encoder(name: str, component: Component, options: Options, family: str
 
     def reference(module: nn.Module, inputs: Values) -> Values:
         found = module(inputs["tokens"].long(), output_hidden_states=True)
-        context = found.hidden_states[-2] if penultimate else found.last_hidden_state
-        return {"context": context} | (
-            {"pooled": found.text_embeds} if hasattr(found, "text_embeds") else {}
+        context, hidden = found.last_hidden_state, list(found.hidden_states)
+        if penultimate:
+            hidden.pop()
+            context = hidden[-1]
+        hidden = hidden[-2::-1]
+        if not penultimate:
+            named = dict(module.named_modules())
+            (norm,) = (found for path, found in named.items() if path.endswith("final_layer_norm"))
+            hidden = [norm(state) for state in hidden]
+        return (
+            {"context": context}
+            | ({"hidden": torch.stack(hidden, 1)} if hidden else {})
+            | ({"pooled": found.text_embeds} if hasattr(found, "text_embeds") else {})
         )
 
     length = config["max_position_embeddings"]

@@ -95,6 +95,10 @@ def _wrong_inputs(networks: Mapping[str, Network], context: Context) -> Iterator
     if "pooled" in inputs and inputs["pooled"].shape[1:] != (context.pooled,):
         yield "the unet's pooled is not of context.pooled's width"
     written = [networks[name].outputs for name in TEXT_ENCODERS if name in networks]
+    for outputs in written:
+        hidden, whole = outputs.get("hidden"), outputs.get("context")
+        if hidden and not (whole and hidden.shape[2:] == whole.shape[1:]):
+            yield "hidden must be contexts, one for each layer that can be left out"
     widths = [outputs["context"].shape[-1] or 0 for outputs in written if "context" in outputs]
     if sum(widths) != context.width:
         yield "the text encoders' contexts are not context.width wide together"

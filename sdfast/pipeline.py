@@ -16,6 +16,7 @@ from PIL import Image
 from . import backends, checks, compiled, samplers, store
 from .bundle import Bundle
 from .canvas import Canvas
+from .composition import Script, script
 from .conditioning import Conditions, TextEncoder, load_tokenizer
 from .devices import cuda
 from .devices.cpu import Progress
@@ -256,9 +257,8 @@ class Pipeline:
     ) -> list[Drawn]:
         """Denoises all of a request's images; what they are as latents is appended to `latents`."""
         guidance = self._guidance(request)
-        halves = 1 if guidance.scale == 1 else 2
         with _timed(seconds, "text_encoder"):
-            self._conditions.read(request.prompt, request.negative_prompt if halves == 2 else None)
+            self._conditions.read(self._said(request, guidance), request.clip_skip)
             self._conditions.tell(request.width, request.height, request.guidance)
             self._opened.spare(*self.bundle.manifest.tokenizers, "context_projection")
         # A sampler that depends on data takes each image at its own pace.
@@ -269,7 +269,7 @@ class Pipeline:
         with _timed(seconds, "unet"):
             for first in firsts:
                 seeds = request.seeds[first : first + size]
-                plan = self._plans.get(request, guidance, len(seeds), halves)
+                plan = self._plans.get(request, guidance, len(seeds), self._conditions)
                 if plan is not conditioned:  # all batches share one, but for a smaller last batch
                     plan.condition(self._conditions)
                     conditioned = plan
@@ -288,6 +288,17 @@ class Pipeline:
             pictures = [picture for one in drawn for picture in one.pictures()]
             self._opened.spare("vae_decoder")
         return pictures if canvas is None else [canvas.finished(picture) for picture in pictures]
+
+    def _said(self, request: Resolved, guidance: Guidance) -> Script:
+        negative = None if guidance.scale == 1 else request.negative_prompt
+        zeros, steps = self.bundle.context.zeros_for_empty, len(request.sigmas) - 1
+        said = script(request.prompt, negative, steps, zeros)
+        if said.composed and (negative is None or guidance.rescale or guidance.interval):
+            raise InvalidRequest(
+                "prompts that are composed (AND, weights) are guided at every step: give a "
+                "guidance other than 1, and leave out guidance_rescale and guidance_interval"
+            )
+        return said
 
     def _guidance(self, request: Resolved) -> Guidance:
         if "guidance" not in self._opened.inputs("time_projection", "unet"):

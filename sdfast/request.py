@@ -67,6 +67,8 @@ class Request:
     outpaint: pixels (left, top, right, bottom) that are put around the image and drawn
     hires: what differs in a second pass over the first one's pictures: {"scale": 2} with any of
         HIRES; its strength is 0.5 and its resize "stretch" where they are not given
+    clip_skip: the last layers of the text encoders that are left out, 0…11, beside those that the
+        model always leaves out; diffusers' clip_skip, and one less than A1111's
     control: pictures that steer the run by ControlNets, each {"bundle": of the ControlNet, "image":
         a map of the size that is drawn} with any more of control.KEYS: "weight" −2…2 [1], "start"
         and "end" of the part of the steps that it acts in [0, 1], and "preprocess": "canny" for a
@@ -105,6 +107,7 @@ class Request:
     outpaint: tuple[int, int, int, int] | None = None
     hires: Mapping[str, Any] | None = field(default=None, hash=False)
     control: Any = field(default=None, hash=False)
+    clip_skip: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data for JSON; pictures as `canvas.told` tells them."""
@@ -178,6 +181,7 @@ class Resolved:
     mask_margin: int | None
     outpaint: tuple[int, int, int, int] | None
     hires: Mapping[str, Any] | None
+    clip_skip: int
     control: Any
     controls: tuple[Control, ...]
     tiled: bool
@@ -266,6 +270,7 @@ def resolve(request: Request, bundle: Bundle, precision: str = "fp32") -> Resolv
         mask_margin=given.mask_margin,
         outpaint=given.outpaint,
         hires=given.hires,
+        clip_skip=checks.whole("clip_skip", given.clip_skip, 0, 11),
         control=given.control,
         controls=_controls(given, begin),
         tiled=_tiled(given, begin, sizes),

@@ -170,6 +170,7 @@ FORMS: Mapping[str, Form] = {
     "mask_blur": _NUMBER,
     "mask_margin": _WHOLE,
     "outpaint": Form(_sides, "pixels on the left, top, right and bottom, as 0,0,64,0"),
+    "clip_skip": _WHOLE,
     "hires": Form(_second, "a scale and what else differs, as 2 strength=0.4 steps=10"),
 }
 """Of every parameter of a Request."""

@@ -103,7 +103,7 @@ def test_pictures_never_replace_others_in_a_folder(tmp_path: Path) -> None:
 WRONG = {
     "empty prompt": (["generate", ""], "prompt is empty"),
     "no prompt": (["generate"], "PROMPT, --prompts FILE or --from"),
-    "huge prompt": (["generate", "red " * 5000], "has 5000 tokens; the model reads 75"),
+    "huge prompt": (["generate", "red " * 5000], "takes 67 chunks of 75 tokens; 32 are"),
     "odd size": (["generate", "x", "--width", "100"], "try 96 or 128"),
     "huge size": (["generate", "x", "--height", "1000000"], "from 64 to"),
     "odd tile": (["generate", "x", "--tile", "100"], "tile is 100; it must be a multiple of 32"),

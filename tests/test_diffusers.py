@@ -16,7 +16,10 @@ from diffusers import (
 
 import sdfast
 from sdfast import schedules, store
+from sdfast.chunks import Chunker
+from sdfast.conditioning import load_tokenizer
 from sdfast.export.demo.models import CHECKPOINT
+from sdfast.prompts import parse
 
 PROMPT = "a small yellow star on a striped purple background, top left"
 
@@ -99,3 +102,48 @@ def test_ddim_simple_draws_the_picture_of_diffusers(demo: sdfast.Pipeline, their
     expected = drawn(theirs, scheduler, 0, 20)
     got = ours(demo, 0, 20, sampler="ddim", schedule="simple")
     assert np.abs(got - expected).max() <= 2
+
+
+LONG = f"{PROMPT}, " + "a large green ring at the right, " * 8 + "a blue background"
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "torch"])
+def test_a_long_prompt_draws_the_picture_of_diffusers_for_its_context(
+    theirs: Any, backend: str
+) -> None:
+    """Beside a short negative prompt, which goes on with a chunk that says nothing."""
+    scheduler = DDIMScheduler.from_config(
+        theirs.scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True
+    )
+    theirs.scheduler = scheduler
+    bundle = store.load("demo")
+    tokenizer = load_tokenizer(bundle.path / bundle.manifest.tokenizers["text_encoder"].file)
+    chunks = Chunker(tokenizer, 77).chunks(parse(LONG).parts[0].at(1, 1))
+    short = theirs.tokenizer(["a red star", ""], padding="max_length", max_length=77)
+    ids = [*(list(chunk.ids) for chunk in chunks), *short.input_ids]
+    with torch.no_grad():
+        contexts = theirs.text_encoder(torch.tensor(ids))[0]
+    assert len(contexts) == 4
+    expected = theirs(
+        prompt_embeds=contexts[:2].reshape(1, 154, -1),
+        negative_prompt_embeds=contexts[2:].reshape(1, 154, -1),
+        num_inference_steps=10,
+        guidance_scale=4.0,
+        generator=torch.Generator().manual_seed(0),
+    ).images[0]
+    pipe = sdfast.load("demo", backend=backend, precision="fp32")
+    for cache in (1, 2):
+        got = pipe(
+            LONG,
+            "a red star",
+            seed=0,
+            steps=10,
+            guidance=4.0,
+            rng="torch",
+            sampler="ddim",
+            schedule="simple",
+            cache=cache,
+        ).images[0]
+        difference = np.abs(np.asarray(got, int) - np.asarray(expected, int))
+        assert difference.max() <= 2 if cache == 1 else difference.mean() <= 4
+    pipe.close()

@@ -23,10 +23,12 @@ def text_encoder(
     *,
     penultimate: bool,
 ) -> Graph:
-    """tokens i32 [B, 77] → context [B, 77, C], and pooled [B, P] where the encoder projects it.
+    """tokens i32 [B, 77] → context [B, 77, C], hidden [B, K, 77, C], and pooled [B, P] where the
+    encoder projects it.
 
     penultimate: the context is the input of the last layer, as SDXL reads it; else its output,
         normalized
+    hidden: what the context is with the last 1, 2, … K of its layers left out ("clip skip")
     """
     if config.get("hidden_act", "quick_gelu") not in ACTIVATIONS:
         raise CheckpointError(
@@ -42,20 +44,39 @@ def text_encoder(
     embedding = g.weight(f"{at}embeddings.token_embedding.weight")
     x = g.add("Gather", embedding, tokens, name=f"{at}embeddings.token_embedding", axis=0)
     places = g.weight(f"{at}embeddings.position_embedding.weight")
-    x = before = g.add("Add", x, places, name=f"{at}embeddings")
+    states = [g.add("Add", x, places, name=f"{at}embeddings")]
     pools = g.has("text_projection")
     layers = g.children(f"{at}encoder.layers")
     for path in layers if pools or not penultimate else layers[:-1]:
-        before, x = x, _layer(g, config, options, x, path, length)
-    context = (before if pools else x) if penultimate else ""
-    last = _norm(g, config, x, f"{at}final_layer_norm") if pools or not penultimate else ""
+        states.append(_layer(g, config, options, states[-1], path, length))
+    read = states[: len(layers)] if penultimate else states
+    norm = f"{at}final_layer_norm"
+    hidden = _hidden(g, config, read, "" if penultimate else norm, (length, width))
+    context = read[-1] if penultimate else ""
+    last = _norm(g, config, states[-1], norm) if pools or not penultimate else ""
     g.output("context", "f32", ["batch", length, width], context or last)
+    if hidden:
+        g.output("hidden", "f32", ["batch", len(read) - 1, length, width], hidden)
     if pools:
         # Renaming an output renames its readers too, so that `last` may be "context" by now.
         pooled = _pooled(g, config, tokens, "context" if not context else last)
         pooled = gemm(g, pooled, "text_projection")
         g.output("pooled", "f32", ["batch", g.shapes["text_projection.weight"][0]], pooled)
     return g
+
+
+def _hidden(
+    g: Graph, config: Mapping[str, Any], states: Sequence[str], norm: str, sides: Sequence[int]
+) -> str:
+    """The states [B, *sides] but the last, as [B, K, *sides], the latest first; `norm`: the layer
+    that normalizes them, if one does."""
+    if len(states) == 1:
+        return ""
+    x = g.add("Concat", *states[-2::-1], name="hidden.joined", axis=1)
+    if norm:
+        x = _norm(g, config, x, norm)
+    shape = g.integers([0, len(states) - 1, *sides])
+    return g.add("Reshape", x, shape, name="hidden.layers")
 
 
 def _norm(g: Graph, config: Mapping[str, Any], x: str, path: str) -> str:

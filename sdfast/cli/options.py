@@ -61,6 +61,10 @@ _PARAMETERS = (
     _Parameter("--width", "width", "PIXELS", "Of the picture."),
     _Parameter("--height", "height", "PIXELS", "Of the picture."),
     _Parameter("--count", "count", "N", "Images for each prompt."),
+    _Parameter(
+        *("--clip-skip", "clip_skip", "LAYERS"),
+        "Last layers of the text encoders to leave out, as diffusers counts. [0]",
+    ),
     _Parameter("--image", "image", "FILE", "A picture to start from, in place of noise alone."),
     _Parameter(
         *("--strength", "strength", "PART"),

@@ -129,6 +129,9 @@ class Denoiser:
     times: where the U-Net reads "time" of a table, and not the timestep
     shallow: the U-Net's outermost part, on the same tensors, of which it reads the "features" that
         the U-Net writes; without it the U-Net runs at shallow evaluations too
+    weights: of the guided rows of each image, where several guide together: G is one more then, and
+        guidance acts at every evaluation
+    before: is told the noise level of an evaluation before it, to change what the networks read
     """
 
     def __init__(
@@ -147,8 +150,11 @@ class Denoiser:
         self._all_rows = tensors
         rows = tensors["latent"].shape[0]
         self._guided_rows = {name: t.rows(rows - batch, rows) for name, t in tensors.items()}
-        self._prediction = prediction
+        self._prediction, self._batch = prediction, batch
         self.timestep = schedule.timestep
+        self.weights: Sequence[float] = (1.0,)
+        self.before: Callable[[float], None] | None = None
+        self._mixed: Tensor | None = None
 
     def begin(self) -> None:
         """Before a run: others may have bound the networks since."""
@@ -173,12 +179,36 @@ class Denoiser:
         if shallow and (left is tensors or left is self._all_rows):
             network = self._shallow
         network.bind(tensors)
-        prepare(tensors["latent"], tensors["timestep"], x, sigma, t)
+        if self.before is not None:
+            self.before(sigma)
+        self._prepare(tensors, x, sigma, t)
         if self._times is not None:
             self._times.look_up(t)
         network.run()
-        scale, rescale = guidance.scale, guidance.rescale
-        guide(out, tensors["noise"], x, sigma, scale, self._prediction, rescale)
+        scale, rescale, noise = guidance.scale, guidance.rescale, tensors["noise"]
+        if len(self.weights) > 1 or self.weights[0] != 1:
+            noise, scale, rescale = self._composed(noise, scale), 1.0, 0.0
+        guide(out, noise, x, sigma, scale, self._prediction, rescale)
+
+    def _prepare(self, tensors: Mapping[str, Tensor], x: Tensor, sigma: float, t: float) -> None:
+        """The network's input for all rows, by two for each image."""
+        latent, timestep, pair = tensors["latent"], tensors["timestep"], 2 * self._batch
+        if latent.shape[0] <= pair:
+            prepare(latent, timestep, x, sigma, t)
+            return
+        for k in range(0, latent.shape[0], pair):
+            end = min(k + pair, latent.shape[0])
+            prepare(latent.rows(k, end), timestep.rows(k, end), x, sigma, t)
+
+    def _composed(self, noise: Tensor, scale: float) -> Tensor:
+        """U + scale · Σ wᵢ (Nᵢ − U) of the network's rows U, N₁, N₂ … (arXiv:2206.01714)."""
+        batch, count = self._batch, noise.shape[0] // self._batch
+        rows = [noise.rows(k * batch, (k + 1) * batch) for k in range(count)]
+        if self._mixed is None:
+            self._mixed = Tensor.empty(rows[0].shape, "f32")
+        shares = [scale * weight for weight in self.weights]
+        combine(self._mixed, [1 - sum(shares), *shares], rows)
+        return self._mixed
 
 
 def start(x: Tensor, sigma: float, first: Start, redrawn: Redrawn | None = None) -> None:

@@ -76,8 +76,10 @@ class Plans(Protocol):
     def form(self) -> str:
         """How the last run was enqueued: "loop" by the host, or one of devices.runs.FORMS."""
 
-    def get(self, request: Resolved, guidance: Guidance, batch: int, rows: int) -> Plan:
-        """The plan for that request, of `batch` images and `rows` rows of each."""
+    def get(
+        self, request: Resolved, guidance: Guidance, batch: int, conditions: Conditions
+    ) -> Plan:
+        """The plan for that request, of `batch` images, and for conditions as these."""
 
     def close(self) -> None:
         """Forgets them."""

@@ -43,18 +43,19 @@ class GpuPlans:
         return self._form if self._latest is None else self._latest.recorded.used
 
     def get(
-        self, request: Resolved, guidance: Guidance, batch: int, rows: int
+        self, request: Resolved, guidance: Guidance, batch: int, conditions: Conditions
     ) -> GpuPlan | CpuPlan:
-        if request.by_host:
-            self._latest = self._by_host.get(request, guidance, batch, rows)
+        if request.by_host or not conditions.said.plain:
+            self._latest = self._by_host.get(request, guidance, batch, conditions)
             return self._latest
+        words = conditions.said.count, conditions.tokens
         shallow = request.cache != 1
-        key = (batch, rows, request.width, request.height, shallow)
+        key = (batch, *words, request.width, request.height, shallow)
         if key not in self._kept and len(self._kept) >= KEPT:
             oldest = self._kept.pop(next(iter(self._kept)))
             self._graphs.forget(oldest.recorded)
         given = (self._opened, self._gpu, self._graphs, self._tile, self._form)
-        plan = kept(self._kept, key, lambda: GpuPlan(*given, request, batch, rows))
+        plan = kept(self._kept, key, lambda: GpuPlan(*given, request, batch, *words))
         plan.prepare(request, guidance)
         self._latest = plan
         return plan
@@ -80,6 +81,7 @@ class GpuPlan:
         request: Resolved,
         batch: int,
         rows: int,
+        tokens: int,
     ) -> None:
         manifest, sizes = opened.bundle.manifest, opened.bundle.sizes
         sides = (request.height // sizes.scale, request.width // sizes.scale)
@@ -101,7 +103,7 @@ class GpuPlan:
             "unet",
             rows=rows * batch,
             sides=sides,
-            tokens=opened.bundle.context.tokens,
+            tokens=tokens,
         )
         self._timestep = noise_schedule(opened.bundle.betas).timestep
         self.recorded = Recorded(

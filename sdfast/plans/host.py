@@ -31,9 +31,12 @@ class CpuPlans:
         self._opened, self._tile = opened, tile
         self.kept: dict[tuple[object, ...], CpuPlan] = {}
 
-    def get(self, request: Resolved, guidance: Guidance, batch: int, rows: int) -> CpuPlan:
-        key = (batch, rows, request.width, request.height, *told_apart(request))
-        make = partial(CpuPlan, self._opened, self._tile, request, batch, rows)
+    def get(
+        self, request: Resolved, guidance: Guidance, batch: int, conditions: Conditions
+    ) -> CpuPlan:
+        words = conditions.said.count, conditions.tokens
+        key = (batch, *words, request.width, request.height, *told_apart(request))
+        make = partial(CpuPlan, self._opened, self._tile, request, batch, *words)
         return kept(self.kept, key, make)
 
     def close(self) -> None:
@@ -44,7 +47,13 @@ class CpuPlan:
     """Everything that the denoising loop and the decoder touch."""
 
     def __init__(
-        self, opened: Opened, tile: int | None, request: Resolved, batch: int, rows: int
+        self,
+        opened: Opened,
+        tile: int | None,
+        request: Resolved,
+        batch: int,
+        rows: int,
+        tokens: int,
     ) -> None:
         manifest, sizes = opened.bundle.manifest, opened.bundle.sizes
         sides = (request.height // sizes.scale, request.width // sizes.scale)
@@ -52,10 +61,12 @@ class CpuPlan:
         self._opened = opened
         self._tiles = tiling.grid(request.height, request.width, tile, sizes)
         self._batch, self._rows = batch, rows
-        self._unet = tensors(opened, "time_projection", "unet", rows=rows * batch, sides=sides)
+        self._unet = tensors(
+            *(opened, "time_projection", "unet"), rows=rows * batch, tokens=tokens, sides=sides
+        )
         self._steering = None
         if request.controls:
-            self._steering = Steering(opened, request, self._unet)
+            self._steering = Steering(opened, request, self._unet, tokens)
         schedule = noise_schedule(opened.bundle.betas)
         denoiser = partial(
             Denoiser,
@@ -65,7 +76,7 @@ class CpuPlan:
             prediction=manifest.prediction,
         )
         sampler, parameters = samplers.get(request.sampler), request.sampler_parameters
-        self._noise = sampler.noise_kind(parameters)
+        self._noise, self._levels = sampler.noise_kind(parameters), request.sigmas[:-1]
         self._times: TimeTable | None = None
         self.loop: Loop | HostRun
         engine = opened.on_the_host
@@ -78,17 +89,20 @@ class CpuPlan:
             found = traced(request)
             if hoisted is not None:
                 sigmas = (i.sigma for i in found.instructions if isinstance(i, Eval))
-                steps = list(dict.fromkeys(map(schedule.timestep, sigmas)))
+                first = {schedule.timestep(sigma): sigma for sigma in reversed(list(sigmas))}
+                self._sigmas_of_times = list(first.values())[::-1]
+                steps = list(first)[::-1]
                 held = tensors(opened, "time_projection", rows=rows * len(steps))
                 self._times = TimeTable(hoisted, held, steps, self._unet["time"])
             shallow = None if request.cache == 1 else engine("unet_shallow")
-            timed = denoiser(unet, times=self._times, shallow=shallow)
-            self.loop = Loop(found, timed, latent)
+            self._denoiser = denoiser(unet, times=self._times, shallow=shallow)
+            self.loop = Loop(found, self._denoiser, latent)
         else:
             network = unet
             if hoisted is not None:
                 network = Projected(hoisted, network)
-            self.loop = HostRun(sampler, request.sigmas, parameters, denoiser(network), latent)
+            self._denoiser = denoiser(network)
+            self.loop = HostRun(sampler, request.sigmas, parameters, self._denoiser, latent)
         self._pixels = Tensor.empty((batch, request.height, request.width, 3), "u8")
 
     def redraw(self, redrawn: Redrawn | None) -> None:
@@ -97,10 +111,25 @@ class CpuPlan:
             lay_beside(self._unet["latent"], redrawn.beside)
 
     def condition(self, conditions: Conditions) -> None:
+        said, self._told = conditions.said, 0
         conditions.fill(self._unet, self._rows, self._batch)
         if self._times is not None:
-            conditions.fill(self._times.tensors, self._rows, self._times.count)
+            steps = [self._step(sigma) for sigma in self._sigmas_of_times]
+            conditions.fill(self._times.tensors, self._rows, 1, steps)
             self._times.compute()
+
+        def switch(sigma: float) -> None:
+            step = self._step(sigma)
+            if said.rows(step) != said.rows(self._told):
+                conditions.fill(self._unet, self._rows, self._batch, (step,))
+            self._told = step
+
+        self._denoiser.weights = said.weights
+        self._denoiser.before = None if said.constant else switch
+
+    def _step(self, sigma: float) -> int:
+        """The step that an evaluation at a noise level belongs to."""
+        return max(sum(level >= sigma for level in self._levels) - 1, 0)
 
     def denoise(
         self,
@@ -128,8 +157,8 @@ class CpuPlan:
 
 
 def tensors(
-    opened: Opened, *networks: str, rows: int, sides: tuple[int, ...] = ()
+    opened: Opened, *networks: str, rows: int, tokens: int = 0, sides: tuple[int, ...] = ()
 ) -> dict[str, Tensor]:
     """Those tensors, of the CPU."""
-    found = shapes(opened, *networks, rows=rows, tokens=opened.bundle.context.tokens, sides=sides)
+    found = shapes(opened, *networks, rows=rows, tokens=tokens, sides=sides)
     return {name: Tensor.empty(*shape) for name, shape in found.items()}

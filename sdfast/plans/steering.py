@@ -15,10 +15,13 @@ _OWN = ("condition", "scale")  # of each ControlNet's inputs
 class Steering:
     """A U-Net with the ControlNets of a request beside it.
 
-    unet: the U-Net's tensors, all with G·B rows, to which those of the ControlNets are added
+    unet: the U-Net's tensors, all with G·B rows, to which those of the ControlNets are added;
+        tokens: of the context
     """
 
-    def __init__(self, opened: Opened, request: Resolved, unet: dict[str, Tensor]) -> None:
+    def __init__(
+        self, opened: Opened, request: Resolved, unet: dict[str, Tensor], tokens: int
+    ) -> None:
         beside = [opened.beside(one.bundle) for one in request.controls]
         for one in beside:
             control.check(one.bundle, opened.bundle)
@@ -35,7 +38,7 @@ class Steering:
             unet[f"{k}:scale"] = Tensor.empty((rows,), "f32")
             for name, spec in inputs.items():
                 if name not in (*_OWN, *unet):  # what the U-Net reads hoisted, or not at all
-                    unet[name] = spec.empty(rows, opened.bundle.context.tokens)
+                    unet[name] = spec.empty(rows, tokens)
             if len(beside) > 1:
                 own = control.residuals(one.bundle, rows, sides)
                 unet |= {f"{k}:{name}": tensor for name, tensor in own.items()}

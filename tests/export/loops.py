@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sdfast import samplers
 from sdfast.bundle import Bundle, noise_schedule
-from sdfast.conditioning import GUIDED, UNGUIDED, load_tokenizer, sizes, tokens
+from sdfast.conditioning import GUIDED, UNGUIDED, load_tokenizer, sizes
 
 from .pictures import Drawn
 
@@ -46,7 +46,7 @@ class Networks:
         manifest, found, contexts = self.bundle.manifest, Arrays(), []
         for name, tokenizer in sorted(manifest.tokenizers.items()):
             vocabulary = load_tokenizer(self.bundle.path / tokenizer.file)
-            ids = [tokens(vocabulary, "text", text, self.bundle.context.tokens) for text in texts]
+            ids = [encoding.ids for encoding in vocabulary.encode_batch(list(texts))]
             found |= self(name, {"tokens": np.array(ids, np.int32)})
             contexts.append(found["context"])
         found["context"] = np.concatenate(contexts, axis=-1)
