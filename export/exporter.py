@@ -18,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from .. import bundle
 from ..backends import Options
-from ..bundle import Bundle, Difference, Graph, Manifest, Network, Tokenizer
+from ..bundle import Bundle, Difference, Graph, Manifest, Network, Preview, Tokenizer
 from ..errors import CheckpointError, RecipeError, VerificationError
 from ..pipeline import Pipeline
 from ..tensors import TensorSpec
@@ -31,6 +31,7 @@ from . import (
     lora,
     manifest,
     precision,
+    previews,
     quantization,
     reuse,
     sources,
@@ -149,7 +150,17 @@ class _Work:
                 "layout": self.recipe.layout,
             },
             notes=notes,
+            preview=self._preview(),
         )
+
+    def _preview(self) -> Preview | None:
+        if "vae_decoder" not in self.recipe.networks:
+            return None
+        self._tell("fitting previews", advance=0)
+        try:
+            return previews.preview(self.checkpoint)
+        except ValueError as error:
+            raise CheckpointError(f"no previews can be drawn: {error}; mend the VAE") from error
 
     def draw(self, whole: Manifest) -> None:
         """Draws torch's picture with the bundle, and refuses it where the two differ."""
