@@ -18,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from .. import bundle
 from ..backends import Options
-from ..bundle import Bundle, Difference, Graph, Manifest, Network, Tokenizer
+from ..bundle import Bundle, Difference, Graph, Manifest, Network, Preview, Tokenizer
 from ..errors import CheckpointError, RecipeError, VerificationError
 from ..networks import EIGHT_BITS
 from ..pipeline import Pipeline
@@ -33,6 +33,7 @@ from . import (
     manifest,
     modelopt,
     precision,
+    previews,
     quantization,
     reuse,
     sources,
@@ -154,7 +155,17 @@ class _Work:
                 "layout": self.recipe.layout,
             },
             notes=notes,
+            preview=self._preview(),
         )
+
+    def _preview(self) -> Preview | None:
+        if "vae_decoder" not in self.recipe.networks:
+            return None
+        self._tell("fitting previews", advance=0)
+        try:
+            return previews.preview(self.checkpoint)
+        except ValueError as error:
+            raise CheckpointError(f"no previews can be drawn: {error}; mend the VAE") from error
 
     def draw(self, whole: Manifest) -> None:
         """Draws torch's picture with the bundle, and refuses it where the two differ."""

@@ -17,9 +17,11 @@ network apart, never the family.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -147,6 +149,19 @@ class Defaults:
 
 
 @dataclass(frozen=True)
+class Preview:
+    """How previews are drawn: red, green and blue, 0…255, of what a latent stands for are
+    weights · latent + bias (three rows of a weight for each channel, three numbers).
+
+    scale: pixels of preview_decoder a latent; None where there is none
+    """
+
+    weights: tuple[tuple[float, ...], ...]
+    bias: tuple[float, ...]
+    scale: int | None
+
+
+@dataclass(frozen=True)
 class Manifest:
     """bundle.json.
 
@@ -158,6 +173,7 @@ class Manifest:
     files: the sha256 of every other file, by relative path
     source: what it was exported from, and with what
     notes: what the export reported, as LoRA merged and layers kept in float32
+    preview: None where the bundle decodes nothing, and in bundles of before there were previews
     """
 
     schema_version: int
@@ -175,6 +191,7 @@ class Manifest:
     files: dict[str, str]
     source: dict[str, str]
     notes: tuple[str, ...]
+    preview: Preview | None = None
 
 
 @dataclass(frozen=True)
@@ -319,6 +336,14 @@ def _wrong_values(manifest: Manifest) -> Iterator[str]:
         context.tokens > 2 and context.width > 0 and (context.pooled is None or context.pooled > 0)
     ):
         yield "context must be positive"
+    if (preview := manifest.preview) is not None:
+        rows = [len(row) for row in preview.weights]
+        if rows != [sizes.channels] * 3 or len(preview.bias) != 3:
+            yield "preview must have three rows of a weight for each channel, and three of bias"
+        if not all(map(math.isfinite, (*chain(*preview.weights), *preview.bias))):
+            yield "preview must be finite"
+        if preview.scale is not None and preview.scale <= 0:
+            yield "preview.scale must be above 0"
     if manifest.task != "control":
         for name in ("betas", "context", "defaults"):
             if getattr(manifest, name) is None:

@@ -1,13 +1,13 @@
 """Records: plain data of JSON as frozen dataclasses, strictly.
 
-A dataclass takes exactly its fields; a number is no bool and a float may be written as a whole
-number; nothing is converted otherwise.
+A dataclass takes exactly its fields, of which those with a default may be missing; a number is no
+bool and a float may be written as a whole number; nothing is converted otherwise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -35,13 +35,14 @@ def parsed(kind: Any, raw: Any, where: str = "") -> Any:
 
 def _record(kind: Any, raw: Any, where: str) -> Any:
     wanted = [f.name for f in fields(kind)]
-    if not isinstance(raw, dict) or set(raw) != set(wanted):
+    needed = {f.name for f in fields(kind) if f.default is MISSING}
+    if not isinstance(raw, dict) or not needed <= set(raw) <= set(wanted):
         given = raw if isinstance(raw, dict) else {}
-        odd = sorted(set(wanted) ^ set(given))
+        odd = sorted((needed - set(given)) | (set(given) - set(wanted)))
         raise ValueError(f"{_place(where)} lacks or has too many of {odd}")
     hints = get_type_hints(kind)
     make: Callable[..., Any] = kind
-    return make(**{n: parsed(hints[n], raw[n], f"{where}.{n}") for n in wanted})
+    return make(**{n: parsed(hints[n], raw[n], f"{where}.{n}") for n in wanted if n in raw})
 
 
 def _place(where: str) -> str:

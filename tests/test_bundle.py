@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,13 @@ def change(copied: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     file.write_text(json.dumps(raw))
 
 
+def test_a_bundle_of_before_there_were_previews_is_read(copied: Path) -> None:
+    whole = bundle.load(copied).manifest
+    assert whole.preview is not None
+    change(copied, lambda raw: raw.pop("preview"))
+    assert bundle.load(copied).manifest == replace(whole, preview=None)
+
+
 def rename(raw: dict[str, Any], network: str, old: str, new: str) -> None:
     """An input of a network under another name."""
     inputs = raw["networks"][network]["inputs"]
@@ -89,6 +98,12 @@ def rename(raw: dict[str, Any], network: str, old: str, new: str) -> None:
         (lambda raw: raw.update(task="video"), "task must be one of text"),
         (lambda raw: raw.update(task="control"), "lacks controlnet"),
         (lambda raw: raw.update(notes=[1]), "notes is int"),
+        (lambda raw: raw["preview"]["weights"].pop(), "three rows of a weight for each channel"),
+        (lambda raw: raw["preview"]["weights"][1].append(1.0), "three rows of a weight"),
+        (lambda raw: raw["preview"].update(bias=[0.0]), "and three of bias"),
+        (lambda raw: raw["preview"].update(bias=[0.0, math.nan, 0.0]), "preview must be finite"),
+        (lambda raw: raw["preview"].update(scale=0), "scale must be above 0"),
+        (lambda raw: raw["preview"].pop("bias"), r"preview lacks or has too many of \['bias'\]"),
         (lambda raw: raw.update(context=None), "context is missing, which task text needs"),
         (lambda raw: raw.update(defaults=None), "defaults is missing"),
         (lambda raw: raw["context"].update(tokens="77"), "context.tokens is str"),
