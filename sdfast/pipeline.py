@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from . import backends, checks, compiled, samplers, store
+from . import backends, checks, compiled, previews, samplers, store
 from .bundle import Bundle
 from .canvas import Canvas
 from .composition import Script, script
@@ -35,6 +35,9 @@ from .tensors import Tensor
 Callback = Callable[[int, int | None], bool | None]
 """callback(done, evaluations) after each evaluation of the network; evaluations is None for a
 sampler whose number depends on the picture. Returning False cancels."""
+
+
+_Shown = Callable[[int, int | None, Tensor], bool | None]
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,8 @@ class Pipeline:
         negative_prompt: str = "",
         *,
         callback: Callback | None = None,
+        preview: previews.Show | None = None,
+        preview_every: int = 5,
         generator: Any = None,
         **parameters: Any,
     ) -> Result:
@@ -196,6 +201,8 @@ class Pipeline:
         generator: diffusers' way to give a seed: a torch.Generator; one on the CPU also chooses
             rng="torch", one on CUDA "philox", so that the noise is the one it would draw
         callback: see Callback
+        preview: is shown, each `preview_every` evaluations, what the run would draw if it ended
+            then: see previews.Show
         Raises InvalidRequest, UnknownSampler or UnknownSchedule for what is out of range (the first
         also for a bundle that needs more than text), and Cancelled when the callback returns False.
         """
@@ -217,13 +224,17 @@ class Pipeline:
                 f"bundle {self.bundle.name} is for task {task}; pictures are drawn by bundles of "
                 "task text or inpaint: use one of those"
             )
-        return self._draw(resolve(request, self.bundle, self.precision), callback)
+        resolved = resolve(request, self.bundle, self.precision)
+        shown = None
+        if preview is not None:
+            shown = previews.every(preview_every, previews.previewer(self._opened), preview)
+        return self._draw(resolved, callback, shown)
 
-    def _draw(self, request: Resolved, callback: Callback | None) -> Result:
+    def _draw(self, request: Resolved, callback: Callback | None, show: _Shown | None) -> Result:
         started, seconds, progress = (
             perf_counter(),
             defaultdict[str, float](float),
-            _Counted(callback),
+            _Counted(callback, show),
         )
         second, canvas = request.second, request.canvas
         by_latents = second is not None and second.resize == "latent"
@@ -342,21 +353,23 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 class _Counted:
     """A callback over all that a request evaluates: batch after batch, pass after pass."""
 
-    def __init__(self, callback: Callback | None) -> None:
-        self._callback = callback
+    def __init__(self, callback: Callback | None, show: _Shown | None) -> None:
+        self._callback, self._show = callback, show
         self._done = 0
 
     def of(self, batches: int) -> Progress | None:
         """What is told of each evaluation of the next pass, all batches of which evaluate equally
         often."""
-        if (callback := self._callback) is None:
+        callback, show = self._callback, self._show
+        if callback is None and show is None:
             return None
         before = self._done
 
-        def progress(_: int, evaluations: int | None) -> None:
+        def progress(_: int, evaluations: int | None, denoised: Tensor) -> None:
             self._done += 1
             whole = None if evaluations is None else before + batches * evaluations
-            if callback(self._done, whole) is False:
+            going = callback is None or callback(self._done, whole) is not False
+            if not going or (show is not None and show(self._done, whole, denoised) is False):
                 raise Cancelled(f"cancelled after {self._done} of {whole or 'some'} evaluations")
 
         return progress

@@ -74,7 +74,7 @@ def decoded(opened: Opened, latent: Tensor, scale: int) -> list[Image.Image]:
 
 def every(
     evaluations: int, draw: Draw, show: Show
-) -> Callable[[int, int | None, Tensor | None], bool | None]:
+) -> Callable[[int, int | None, Tensor], bool | None]:
     """The callback(done, evaluations, denoised) that shows the previews of every so many
     evaluations, but not of the last, which the picture itself follows.
 
@@ -83,8 +83,8 @@ def every(
     if evaluations < 1:
         raise InvalidRequest(f"previews every {evaluations} evaluations; it must be 1 or more")
 
-    def callback(done: int, of: int | None, denoised: Tensor | None) -> bool | None:
-        if denoised is None or done % evaluations or done == of:
+    def callback(done: int, of: int | None, denoised: Tensor) -> bool | None:
+        if done % evaluations or done == of:
             return None
         return show(draw(denoised), done, of)
 

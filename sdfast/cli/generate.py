@@ -16,6 +16,8 @@ from ..errors import InvalidRequest, OutputError
 from .options import OPENING, of_a_request, of_opening
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from ..pipeline import Pipeline, Result
     from ..request import Request
 
@@ -43,6 +45,14 @@ if TYPE_CHECKING:
 )
 @click.option("--format", "form", default=None, help="png, jpeg or webp. [by --out, else png]")
 @of_opening
+@click.option(
+    "--preview",
+    is_flag=False,
+    flag_value=5,
+    type=click.IntRange(1),
+    metavar="[N]",
+    help="Show in the terminal what it will be, every N evaluations. [bare: 5]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each picture.")
 def generate(
     prompt: str | None,
@@ -51,6 +61,7 @@ def generate(
     bundle: str | None,
     out: Path,
     form: str | None,
+    preview: int | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -79,8 +90,8 @@ def generate(
 
     pipe = load(bundle or "demo", **opening)
     for number, request in enumerate(requests):
-        with _progress_bar(as_json, number, len(requests)) as callback:
-            result = pipe(request, callback=callback)
+        with _watched(as_json, number, len(requests), preview) as watching:
+            result = pipe(request, **watching)
         files = _write(result, pipe, out, form)
         _report(result, pipe, files, as_json)
 
@@ -165,12 +176,26 @@ def _report(result: Result, pipe: Pipeline, files: list[Path], as_json: bool) ->
 
 
 @contextmanager
-def _progress_bar(hidden: bool, number: int, total: int) -> Iterator[Any]:
-    """A bar over the evaluations on a terminal's standard error; a callback that does nothing
-    elsewhere."""
+def _watched(
+    hidden: bool, number: int, total: int, preview: int | None
+) -> Iterator[dict[str, Any]]:
+    """What shows the run on a terminal's standard error, as parameters of a pipeline: a bar over
+    the evaluations, or previews where they are asked for; nothing elsewhere."""
     if hidden or not sys.stderr.isatty():
-        yield None
+        yield {}
         return
+    if preview is not None:
+        from .. import previews
+        from .terminal_pictures import form, screen
+
+        if (how := form(sys.stderr)) is not None:
+            with screen(sys.stderr, how) as shown:
+
+                def show(pictures: list[Image.Image], done: int, of: int | None) -> None:
+                    shown.show(previews.side_by_side(pictures), f"{done}/{of or '?'}")
+
+                yield {"preview": show, "preview_every": preview}
+            return
     from rich.console import Console
     from rich.progress import Progress
 
@@ -178,4 +203,8 @@ def _progress_bar(hidden: bool, number: int, total: int) -> Iterator[Any]:
         task = bar.add_task(
             f"prompt {number + 1}/{total}" if total > 1 else "denoising", total=None
         )
-        yield lambda done, evaluations: bar.update(task, completed=done, total=evaluations)
+
+        def callback(done: int, evaluations: int | None) -> None:
+            bar.update(task, completed=done, total=evaluations)
+
+        yield {"callback": callback}

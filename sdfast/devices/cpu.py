@@ -19,9 +19,10 @@ from ..samplers import Sampler
 from ..schedules import NoiseSchedule
 from ..tensors import Tensor
 
-Progress = Callable[[int, int | None], None]
-"""progress(done, evaluations) after each evaluation; evaluations is None where nobody knows them
-before. What it raises ends the run."""
+Progress = Callable[[int, int | None, Tensor], None]
+"""progress(done, evaluations, denoised) after each evaluation; evaluations is None where nobody
+knows them before, denoised f32 [B, C, h, w] of the host what it says, until it returns. What it
+raises ends the run."""
 
 
 class Network(Protocol):
@@ -274,7 +275,7 @@ class Loop:
                 denoise(out, sources[0], sigma, t, guidance, shallow)
                 done += 1
                 if progress is not None:
-                    progress(done, self._evaluations)
+                    progress(done, self._evaluations, out)
             elif kind == 1:
                 combine(out, coefficients, sources)
             elif kind == 2:
@@ -337,7 +338,7 @@ class HostRun:
             self._denoiser(self._denoised, self.x, sigma, t, guidance)
             done += 1
             if progress is not None:
-                progress(done, evaluations)
+                progress(done, evaluations, self._denoised)
             return kept(denoised.astype(np.float64), 0.0)
 
         def noise(sigma: float, sigma_next: float) -> Any:

@@ -133,6 +133,7 @@ class Plan:
         half = slice(self._rows - shape[0], self._rows)
         self._guided = {n: t.rows(half.start, half.stop) for n, t in self._unet.items()}
         self._result, self._latent = gpu.empty(shape, "f32"), gpu.pinned(shape, "f32")
+        self._seen = gpu.pinned(shape, "f32"), gpu.pinned(shape, "f32")
         self._pixels, self._picture = gpu.empty(pixels, "u8"), gpu.pinned(pixels, "u8")
         self._seeds = Mirror(gpu, (shape[0],), "i64")
         self._guidance = Mirror(gpu, (2,), "i64")  # two float64
@@ -367,6 +368,7 @@ class Plan:
 
         self._launch(form, "begin", begin)
         total, marks = len(table.evaluations), list[Mark]()
+        seen = self._seen
         for done, evaluation in enumerate(table.evaluations):
 
             def step(evaluation: Evaluation = evaluation) -> None:
@@ -375,16 +377,19 @@ class Plan:
 
             self._launch(form, ("step", evaluation, rescaled), step)
             if progress is not None:
+                self._gpu.download(seen[done % 2], self._result)
                 marks.append(self._gpu.mark())
                 if done > 0:  # the one before: the GPU has the next to do meanwhile
-                    self._told(marks[done - 1], progress, done, total)
+                    self._told(marks[done - 1], progress, done, total, seen[(done - 1) % 2])
         if progress is not None and marks:
-            self._told(marks[-1], progress, total, total)
+            self._told(marks[-1], progress, total, total, seen[(total - 1) % 2])
 
-    def _told(self, mark: Mark, progress: Progress, done: int, total: int) -> None:
+    def _told(
+        self, mark: Mark, progress: Progress, done: int, total: int, denoised: Tensor
+    ) -> None:
         mark.wait()
         try:
-            progress(done, total)
+            progress(done, total, denoised)
         except BaseException:
             self._gpu.synchronize()
             raise

@@ -34,7 +34,7 @@ struct Run {
     float* time;                   // [G·B, S], or null
     const float* table;            // the time embeddings [G·E, S] of E timesteps, or null
     const float* draws;            // what the host drew [n, B, C, h, w]
-    float* result;                 // [B, C, h, w]
+    float* result;                 // [B, C, h, w]: D of the latest answer, and x in the end
     const std::uint64_t* seeds;    // [B]
     const double* guidance;        // its scale, and φ of CFG rescale
     double* sums;                  // of CFG rescale [B, lanes, 4], or null without
@@ -108,7 +108,7 @@ SDFAST_FORMULA void take(const Run& run, std::uint32_t number, std::int64_t i) {
                 if (halves && run.sums != nullptr) d = rescaled(d, sigma, run.factors[image]);
                 const float answer = halves ? guide(run.answer[i], run.answer[guided], static_cast<float>(run.guidance[0]))
                                             : run.answer[guided];
-                out = static_cast<float>(d.skip) * x + static_cast<float>(d.scale) * answer;
+                run.result[i] = out = static_cast<float>(d.skip) * x + static_cast<float>(d.scale) * answer;
                 break;
             }
             case Operation::combine: {

@@ -198,10 +198,10 @@ def test_progress_counts_evaluations_and_may_end_the_run() -> None:
     loop = looped(program.trace("euler", sigmas), network)
     seen: list[tuple[int, int | None]] = []
     draw = begun(loop, sigmas)
-    loop.run(Guidance(1.0), draw, lambda done, of: seen.append((done, of)))
+    loop.run(Guidance(1.0), draw, lambda done, of, _: seen.append((done, of)))
     assert seen == [(k, 5) for k in range(1, 6)]
 
-    def stop(done: int, of: int | None) -> None:
+    def stop(done: int, of: int | None, denoised: Tensor) -> None:
         if done == 2:
             raise KeyboardInterrupt
 

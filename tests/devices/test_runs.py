@@ -4,7 +4,7 @@ the host's part are the real ones, and what is enqueued runs on the CPU (gpu_on_
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sdfast import noise, program, samplers, schedules
 from sdfast.caching import Cache, cached
-from sdfast.devices.cpu import Denoiser, HostRun, Loop, TimeTable, start
+from sdfast.devices.cpu import Denoiser, HostRun, Loop, Progress, TimeTable, start
 from sdfast.devices.cuda import Run
 from sdfast.devices.graphs import Graphs
 from sdfast.devices.runs import Networks, Plan
@@ -130,7 +130,7 @@ class Drawn:
         traced: Program,
         guidance: Guidance = GUIDED,
         rng: str = "philox",
-        progress: Callable[[int, int | None], None] | None = None,
+        progress: Progress | None = None,
         seeds: tuple[int, ...] = SEEDS,
         redrawn: Redrawn | None = None,
     ) -> NDArray[np.float32]:
@@ -158,6 +158,7 @@ def on_the_cpu(
     prediction: str = "epsilon",
     timed: bool = False,
     redrawn: Redrawn | None = None,
+    progress: Progress | None = None,
 ) -> NDArray[np.float32]:
     shapes = TIMED | {"timestep": SHAPES["timestep"]} if timed else SHAPES
     tensors = {name: Tensor.zeros(*spec) for name, spec in shapes.items()}
@@ -177,7 +178,7 @@ def on_the_cpu(
     loop = Loop(traced, denoiser, SHAPE)
     first, draw = noise.streams(traced.noise, rng, SEEDS)
     start(loop.x, traced.sigmas[0], first, redrawn)
-    loop.run(guidance, draw, redrawn=redrawn)
+    loop.run(guidance, draw, progress, redrawn)
     return np.array(loop.result)
 
 
@@ -313,14 +314,21 @@ def test_networks_that_cannot_be_captured_are_enqueued_one_by_one() -> None:
 def test_progress_is_told_of_every_evaluation_and_can_cancel() -> None:
     drawn, traced = Drawn(), program.trace("heun", SIGMAS)
     told: list[tuple[int, int | None]] = []
-    np.testing.assert_array_equal(
-        drawn(traced, progress=lambda *done: told.append(done)), on_the_cpu(traced)
-    )
+    seen, expected = list[NDArray[np.float32]](), list[NDArray[np.float32]]()
+
+    def progress(done: int, of: int | None, denoised: Tensor) -> None:
+        told.append((done, of))
+        seen.append(np.array(denoised))
+
+    on_the_cpu(traced, progress=lambda done, of, denoised: expected.append(np.array(denoised)))
+    np.testing.assert_array_equal(drawn(traced, progress=progress), on_the_cpu(traced))
     total = traced.evaluations
     assert told == [(k, total) for k in range(1, total + 1)]
+    # The last row goes on to the result.
+    np.testing.assert_array_equal(np.stack(seen[:-1]), np.stack(expected[:-1]))
     ran = len(drawn.unet.rows)
 
-    def cancel(done: int, total: int | None) -> None:
+    def cancel(done: int, total: int | None, denoised: Tensor) -> None:
         if done == 2:
             raise Cancelled("no more")
 
