@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from sdfast.errors import CheckpointError
+from sdfast.errors import LoraError
 from sdfast.export import lora
 from sdfast.export.components import Checkpoint, Component
 
@@ -381,5 +381,5 @@ def test_the_weight_follows_the_last_colon() -> None:
     assert lora.parse("a.safetensors:0.8") == (Path("a.safetensors"), 0.8)
     assert lora.parse("c:/x:y/a.safetensors:-2") == (Path("c:/x:y/a.safetensors"), -2.0)
     assert lora.parse("c:/a.safetensors") == (Path("c:/a.safetensors"), 1.0)
-    with pytest.raises(CheckpointError, match="the weight 'strong' of the LoRA"):
+    with pytest.raises(LoraError, match="the weight 'strong' of the LoRA"):
         lora.parse("a.safetensors:strong")
