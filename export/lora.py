@@ -10,27 +10,9 @@ import torch
 
 from ..errors import LoraError
 from ..loras import low_rank
-from ..loras.files import Layer, Model, Report, check_weight, fitted
+from ..loras.files import Layer, Model, Report, fitted
 from ..loras.names import PREFIXES
 from .components import Checkpoint, Component
-
-
-def parse(text: str) -> tuple[Path, float]:
-    """A file and its weight from "file.safetensors:0.8"; 1 without a weight.
-
-    A path may hold colons. Raises LoraError for a weight that is no number in -10 … 10.
-    """
-    head, colon, tail = text.rpartition(":")
-    try:
-        weight = float(tail) if colon else 1.0
-    except ValueError:
-        if head.endswith(".safetensors"):
-            raise LoraError(
-                f"the weight {tail!r} of the LoRA {head} is not a number: give one as in {head}:0.8"
-            ) from None
-        return Path(text), 1.0
-    check_weight(weight)
-    return Path(head if colon else text), weight
 
 
 def merge(checkpoint: Checkpoint, file: Path, weight: float = 1.0) -> tuple[Checkpoint, Report]:

@@ -17,6 +17,7 @@ import numpy as np
 from .floats import BFLOAT16, Array
 
 _LONGEST_HEADER = 100 << 20  # bytes, as the safetensors package has it
+_LARGEST = 1 << 48  # of numbers there: shapes and places
 _TYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
@@ -62,13 +63,13 @@ def _header(text: bytes) -> dict[str, Any]:
 def _tensor(name: str, entry: Any, data: bytes) -> Array:
     try:
         kind, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+        numbers = (*shape, begin, end)
+        whole = all(type(number) is int and 0 <= number < _LARGEST for number in numbers)
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"its header does not tell where {name} is") from error
-    if kind not in _TYPES:
+    if not isinstance(kind, str) or kind not in _TYPES:
         raise ValueError(f"{name} is {kind}; known types are {', '.join(_TYPES)}")
-    dtype = _TYPES[kind]
-    count = prod(shape)
+    dtype, count = _TYPES[kind], prod(shape) if whole else 0
     if not whole or end > len(data) or end - begin != count * dtype.itemsize:
         raise ValueError(f"{name} is not inside of it")
     if count == 0:  # for which NumPy takes no offset

@@ -26,6 +26,24 @@ class Lora:
     weight: float = 1.0
 
 
+def parse(text: str) -> Lora:
+    """A file and its weight from "file.safetensors:0.8"; 1 without a weight.
+
+    A path may hold colons. Raises LoraError for a weight that is no number in -10 … 10.
+    """
+    head, colon, tail = text.rpartition(":")
+    try:
+        weight = float(tail) if colon else 1.0
+    except ValueError:
+        if head.endswith(".safetensors"):
+            raise LoraError(
+                f"the weight {tail!r} of the LoRA {head} is not a number: give one as in {head}:0.8"
+            ) from None
+        return Lora(Path(text))
+    check_weight(weight)
+    return Lora(Path(head if colon else text), weight)
+
+
 Key = tuple[tuple[str, float], ...]
 """Of loras: each file's sha256 and weight, in their order. With equal keys networks are equal."""
 
