@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import feeds
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from sdfast.loras.applied import applied
 from sdfast.opened import Opened
 from sdfast.pipeline import Pipeline
 from sdfast.plans import CpuPlans
+from sdfast.tensors import Tensor
 
 from .conftest import Merged
 
@@ -147,3 +149,27 @@ def test_no_compiled_network_is_kept_with_other_weights(
     found = drawn(pipeline)
     assert len(built) == count
     assert levels(found, picture(DEMO, "openvino", ink)) == 0
+
+
+def test_a_network_compiled_by_pytorch_serves_every_lora(
+    keep: tuple[Callable[..., Path | None], list[str]], ink: Lora
+) -> None:
+    if reason := backends.usable()["torch"]:
+        pytest.skip(reason)
+    kept, built = keep
+    plain = Opened(DEMO, "torch", Options(precision="fp32", keep=kept))
+    inked = plain.with_loras(applied(DEMO, [ink]))
+    portable = Opened(DEMO, "onnxruntime", Options(precision="fp32"))
+    network = DEMO.manifest.networks["unet_shallow"]
+    given = feeds.feed(network.inputs)
+    noise = np.zeros((feeds.ROWS, 4, feeds.HEIGHT, feeds.WIDTH), np.float32)
+    tensors = {n: Tensor.from_dlpack(a) for n, a in {**given, "noise": noise}.items()}
+    found = []
+    for opened in (plain, inked, portable.with_loras(applied(DEMO, [ink]))):
+        engine = opened["unet_shallow"]
+        engine.bind(tensors)
+        engine.run()
+        found.append(noise.copy())
+    assert built == ["torch"]
+    np.testing.assert_allclose(found[1], found[2], atol=1e-4)
+    assert np.abs(found[0] - found[1]).max() > 0.1
