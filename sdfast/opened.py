@@ -25,19 +25,19 @@ class Opened:
         self._engines: dict[str, Engine] = {}
         self._plain: Opened | None = None
         self._loras: Applied | None = None
+        self._own: frozenset[str] = frozenset()  # networks that are not as in `_plain`
 
     def with_loras(self, loras: Applied) -> Opened:
         """The same networks with LoRA: engines of its own for those that these change, and this
         one's for all others. Close it before this one."""
         opened = Opened(self.bundle, self._backend, self.options)
         opened._plain, opened._loras = self._plain or self, loras
+        opened._own = frozenset(filter(loras.changes, self.bundle.manifest.networks))
         return opened
 
     def _shared(self, network: str) -> Opened | None:
         """Whose engine of that network is used instead of an own one."""
-        if self._loras is None or self._loras.changes(network):
-            return None
-        return self._plain
+        return None if network in self._own else self._plain
 
     def __contains__(self, network: str) -> bool:
         """Whether the bundle has it."""
