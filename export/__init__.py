@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..bundle import Bundle
 from ..errors import BackendUnavailable
+from ..loras import parse
 from . import recipes
 from .recipes import Recipe
 from .settings import Progress, Settings, silent
@@ -73,9 +74,10 @@ def export(
     progress: told of every stage
 
     Raises RecipeError for a recipe that is not whole or for another kind of checkpoint,
-    CheckpointError for what cannot be read or exported, VerificationError for a network that
-    computes other than the checkpoint's, OutputError for a destination that is there or cannot be
-    written, BackendUnavailable where the extra is not installed.
+    CheckpointError for what cannot be read or exported, LoraError for a LoRA that cannot be merged,
+    VerificationError for a network that computes other than the checkpoint's, OutputError for a
+    destination that is there or cannot be written, BackendUnavailable where the extra is not
+    installed.
     """
     settings = Settings(
         recipe=recipe
@@ -103,11 +105,10 @@ def export(
 
 
 def lora_and_weight(text: str) -> tuple[Path, float]:
-    """A LoRA file and its weight from "file.safetensors:0.8"; 1 without a weight. Raises
-    CheckpointError for a weight that is none."""
-    with _extra():
-        from .lora import parse
-    return parse(text)
+    """A LoRA file and its weight from "file.safetensors:0.8"; 1 without a weight. Raises LoraError
+    for a weight that is none."""
+    found = parse(text)
+    return found.file, found.weight
 
 
 def random_checkpoint(family: str, destination: str | Path, seed: int = 0) -> Path:

@@ -23,6 +23,8 @@ import onnx
 import torch
 from onnx import TensorProto, helper
 
+from .. import graph_weights
+from ..graph_weights import Rows
 from .graph import Steps, Weight
 
 _TYPES = {
@@ -94,6 +96,10 @@ def as_graph(
     forms = _forms(graphs, lambda pointer, weight: True)
     places = _laid(file, {name: _as_read(form, tensors) for name, form in forms.items()})
     _point_forms(graphs, forms, places)
+    for model, weights in graphs:
+        for pointer in _pointers(model):
+            if not _is_rounded(pointer, weights[pointer.name]):
+                _tell(pointer, weights[pointer.name], tensors)
 
 
 def as_checkpoint(
@@ -265,6 +271,16 @@ def _formation(
         inputs = others if operator == "Concat" else [source, *others]
         yield helper.make_node(operator, inputs, [target], target, **attributes)
         source = target
+
+
+def _tell(pointer: TensorProto, weight: Weight, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Has a matrix tell what it is made of, for LoRA that change it at run time; its name does
+    where it lies there as in the checkpoint (graph_weights)."""
+    if len(weight.shape) < 2:
+        return
+    whole = {part: (0, tensors[part].shape[0]) for part in weight.parts}
+    rows = [Rows(part, *(weight.rows or whole[part])) for part in weight.parts]
+    pointer.doc_string = graph_weights.record(rows, weight.turned)
 
 
 def _rows(tensor: torch.Tensor, weight: Weight) -> torch.Tensor:

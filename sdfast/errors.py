@@ -39,6 +39,10 @@ class CheckpointError(SdfastError):
     """A checkpoint is missing a part or has a form the exporter does not take."""
 
 
+class LoraError(SdfastError, ValueError):
+    """A LoRA is missing, damaged, made for another model, or of a kind that is not implemented."""
+
+
 class RecipeError(SdfastError):
     """A recipe is missing, damaged, or made for another kind of checkpoint."""
 

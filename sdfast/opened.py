@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 from . import backends, store
 from .backends import Engine
 from .bundle import Bundle, Network
 from .devices.staged import Staged
 from .tensors import TensorSpec
+
+if TYPE_CHECKING:  # who uses none does not load NumPy for it
+    from .loras.applied import Applied
 
 
 class Opened:
@@ -19,6 +24,21 @@ class Opened:
         self._backend = backend
         self._engines: dict[str, Engine] = {}
         self._others: dict[str, Opened] = {}
+        self._plain: Opened | None = None
+        self._loras: Applied | None = None
+        self._own: frozenset[str] = frozenset()  # networks that are not as in `_plain`
+
+    def with_loras(self, loras: Applied) -> Opened:
+        """The same networks with LoRA: engines of its own for those that these change, and this
+        one's for all others. Close it before this one."""
+        opened = Opened(self.bundle, self._backend, self.options)
+        opened._plain, opened._loras = self._plain or self, loras
+        opened._own = frozenset(filter(loras.changes, self.bundle.manifest.networks))
+        return opened
+
+    def _shared(self, network: str) -> Opened | None:
+        """Whose engine of that network is used instead of an own one."""
+        return None if network in self._own else self._plain
 
     def __contains__(self, network: str) -> bool:
         """Whether the bundle has it."""
@@ -26,8 +46,12 @@ class Opened:
 
     def __getitem__(self, network: str) -> Engine:
         """Its engine, kept compiled under the digests of all that it is made of."""
+        if (shared := self._shared(network)) is not None:
+            return shared[network]
         if network not in self._engines:
             manifest, options = self.bundle.manifest, self.options
+            if self._loras is not None:
+                options = replace(options, replaced=partial(self._loras.values, network))
             if (keep := options.keep) is not None:
                 read = (manifest.networks[network].file, *manifest.networks[network].weights)
                 made_of = {name: manifest.files[name] for name in read}
@@ -71,12 +95,15 @@ class Opened:
     def spare(self, *networks: str) -> None:
         """Closes those that are open, where memory is to be spared: `bind` opens them again."""
         for name in networks if self.options.low_memory else ():
-            if name in self._engines:
+            if (shared := self._shared(name)) is not None:
+                shared.spare(name)
+            elif name in self._engines:
                 self._engines[name].close()
 
     def close(self) -> None:
         """Closes all of them."""
         while self._others:
             self._others.popitem()[1].close()
+        """Closes all of them that are its own."""
         while self._engines:
             self._engines.popitem()[1].close()

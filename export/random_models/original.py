@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ...loras.names import stabilitys
 from .. import sources, weight_files
 from ..components import Component
 from ..single_file import CONTROL, UNET, VAE
@@ -15,23 +16,6 @@ from ..single_file import CONTROL, UNET, VAE
 Rules = tuple[tuple[str, str], ...]
 Entry = tuple[torch.Tensor, Callable[[], torch.Tensor]]  # what it is like, and the tensor itself
 
-_RESNET: Rules = (
-    (r"\.norm1\.", ".in_layers.0."),
-    (r"\.conv1\.", ".in_layers.2."),
-    (r"\.norm2\.", ".out_layers.0."),
-    (r"\.conv2\.", ".out_layers.3."),
-    (r"\.time_emb_proj\.", ".emb_layers.1."),
-    (r"\.conv_shortcut\.", ".skip_connection."),
-)
-_EMBEDDINGS: Rules = (
-    (r"^time_embedding\.linear_1\.", "time_embed.0."),
-    (r"^time_embedding\.linear_2\.", "time_embed.2."),
-    (r"^add_embedding\.linear_1\.", "label_emb.0.0."),
-    (r"^add_embedding\.linear_2\.", "label_emb.0.2."),
-    (r"^conv_in\.", "input_blocks.0.0."),
-    (r"^conv_norm_out\.", "out.0."),
-    (r"^conv_out\.", "out.2."),
-)
 _VAE: Rules = (
     (r"\.conv_norm_out\.", ".norm_out."),
     (r"\.mid_block\.resnets\.0\.", ".mid.block_1."),
@@ -104,24 +88,7 @@ def _denoiser_name(name: str, weights: Mapping[str, torch.Tensor], each: int) ->
     """each: blocks a level has in the original layout, its sampler counted in."""
     if name.startswith("controlnet_"):
         return _control_name(name, weights)
-    name = _renamed(name, _EMBEDDINGS)
-    if ".resnets." in name:
-        name = _renamed(name, _RESNET)
-    if found := re.match(r"mid_block\.(resnets|attentions)\.(\d)\.(.*)", name):
-        number = 2 * int(found[2]) + (found[1] == "attentions")
-        return f"middle_block.{number}.{found[3]}"
-    found = re.match(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.*)", name)
-    if found is None:
-        return name
-    way, level, kind, number, rest = found[1], int(found[2]), found[3], int(found[4]), found[5]
-    if kind == "downsamplers":
-        return f"input_blocks.{(level + 1) * each}.0.op.{rest.removeprefix('conv.')}"
-    if kind == "upsamplers":
-        attends = f"up_blocks.{level}.attentions.0.norm.weight" in weights
-        return f"output_blocks.{level * each + each - 1}.{2 if attends else 1}.{rest}"
-    block = level * each + number + (way == "down")
-    place = "input_blocks" if way == "down" else "output_blocks"
-    return f"{place}.{block}.{int(kind == 'attentions')}.{rest}"
+    return stabilitys(name, weights, each)
 
 
 def _control_name(name: str, weights: Mapping[str, torch.Tensor]) -> str:

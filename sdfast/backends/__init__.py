@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from .. import external_data
 from ..devices.cuda import Cuda, Keep
 from ..errors import BackendUnavailable, BundleError, nearest
 from ..tensors import Tensor, TensorSpec
+
+if TYPE_CHECKING:
+    from ..floats import Array
 
 
 class Engine(Protocol):
@@ -53,6 +56,8 @@ class Options:
     low_memory: memory is spared where that costs time
     keep: where compiled networks are kept
     gpu: that they run on, whose stream `run` is given; None for the CPU
+    replaced: what gives other values for some of the graph's initializers, by their names and in
+        their types (bfloat16 as its bits in uint16); asked each time that weights are read
     """
 
     threads: int = 0
@@ -61,6 +66,7 @@ class Options:
     low_memory: bool = False
     keep: Keep | None = None
     gpu: Cuda | None = None
+    replaced: Callable[[], Mapping[str, Array]] | None = None
 
 
 BACKENDS = {

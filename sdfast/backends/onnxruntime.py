@@ -12,6 +12,8 @@ from typing import Any
 from .. import cpu, external_data
 from ..devices.cuda import Cuda
 from ..errors import BackendUnavailable, BundleError, EngineError
+from ..floats import Array
+from ..graph_weights import ELEMENTS
 from ..tensors import Tensor, TensorSpec
 from . import Options, first_line, fitting
 
@@ -72,6 +74,7 @@ class OnnxRuntimeEngine:
     def __init__(self, file: Path, options: Options) -> None:
         precision(options.precision)
         self._file, self._options = file, options
+        self._replaced: list[Any] = []
         self._session = self._open()
         self.inputs = _specs(self._session.get_inputs())
         self.outputs = _specs(self._session.get_outputs())
@@ -79,8 +82,16 @@ class OnnxRuntimeEngine:
         self._bound: Mapping[str, Tensor] = {}
 
     def _open(self) -> Any:
+        options = self._options
+        values = options.replaced() if options.replaced is not None else {}
         try:
-            return _opened(self._file, self._options)
+            # Neither a value nor the session copies them: they live as long as it does.
+            self._replaced = [_value(array) for array in values.values()]
+            if not values:
+                return _opened(self._file, options)
+            settings = _settings(options)
+            settings.add_external_initializers(list(values), self._replaced)
+            return _session(self._file, settings, *_on_gpu(options.gpu))
         except Exception as error:  # its exceptions share no base of their own
             raise BundleError(
                 f"{self._file} cannot be run ({first_line(error)}): export the bundle again"
@@ -109,6 +120,7 @@ class OnnxRuntimeEngine:
 
     def close(self) -> None:
         self._binding = self._session = None
+        self._replaced = []
         self._bound = {}
 
 
@@ -120,7 +132,7 @@ def _opened(file: Path, options: Options) -> Any:
     """
     weights = [file.parent / name for name in external_data.locations(file.read_bytes())]
     if options.gpu is not None:
-        return _session(file, _settings(options), _on_gpu(options.gpu))
+        return _session(file, _settings(options), *_on_gpu(options.gpu))
     if options.keep is None or sum(w.stat().st_size for w in weights) < _WORTH_KEEPING:
         return _session(file, _settings(options))
 
@@ -166,15 +178,24 @@ def _settings(options: Options) -> Any:
     return settings
 
 
-def _on_gpu(gpu: Cuda) -> tuple[str, dict[str, str]]:
-    """The CUDA provider, on the stream that all work goes to."""
-    return "CUDAExecutionProvider", {
+def _on_gpu(gpu: Cuda | None) -> list[tuple[str, dict[str, str]]]:
+    """The CUDA provider, on the stream that all work goes to; none for the CPU."""
+    if gpu is None:
+        return []
+    settings = {
         "device_id": str(gpu.number),
         "user_compute_stream": str(gpu.stream),
         "do_copy_in_default_stream": "1",
         "prefer_nhwc": "1",
         "cudnn_conv_algo_search": "EXHAUSTIVE",
     }
+    return [("CUDAExecutionProvider", settings)]
+
+
+def _value(array: Array) -> Any:
+    """An array as ONNX Runtime's value."""
+    element = ELEMENTS[array.dtype]
+    return import_module("onnxruntime").OrtValue.ortvalue_from_numpy_with_onnx_type(array, element)
 
 
 def _session(file: Path, settings: Any, *gpu: tuple[str, dict[str, str]]) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 
 from .. import cpu
 from ..errors import BackendUnavailable, BundleError, EngineError
+from ..floats import Array
 from ..tensors import Tensor, TensorSpec
 from . import Options, first_line, fitting, weights_of
 
@@ -124,11 +125,13 @@ class OpenVinoEngine:
             # What is written to the store points into the bundle's weights and holds none.
             "CACHE_MODE": "OPTIMIZE_SIZE",
         }
-        weights = self._weights
+        weights, replaced = self._weights, self._options.replaced
+        values = replaced() if replaced is not None else {}
         made: list[Any] = []
 
         def compiled() -> Any:
             model = _read(self._file)
+            _replace(model, values)
             model.reshape({name: list(shape) for name, shape in shapes})
             return _core().compile_model(model, "CPU", settings)
 
@@ -138,7 +141,8 @@ class OpenVinoEngine:
 
         try:
             with _given_back(weights):
-                if self._options.keep is None or len(weights) != 1:
+                # With other values they would have to be kept as well, for every set of LoRA.
+                if self._options.keep is None or len(weights) != 1 or values:
                     return compiled()
                 key = {
                     "backend": "openvino",
@@ -196,6 +200,20 @@ def _read(file: Path) -> Any:
         raise BundleError(
             f"{file} cannot be run ({first_line(error)}): export the bundle again"
         ) from error
+
+
+def _replace(model: Any, values: Mapping[str, Array]) -> None:
+    """Gives initializers of the model other values, which are not copied."""
+    openvino, opset = import_module("openvino"), import_module("openvino.opset13")
+    constants = {
+        operation.get_friendly_name(): operation
+        for operation in (model.get_ops() if values else ())
+        if operation.get_type_name() == "Constant"
+    }
+    for name, array in values.items():
+        old = constants[name]
+        tensor = openvino.Tensor(array, old.get_output_shape(0), old.get_output_element_type(0))
+        old.output(0).replace(opset.constant(tensor).output(0))
 
 
 def _shared(tensor: Tensor) -> Any:

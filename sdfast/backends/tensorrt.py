@@ -67,6 +67,7 @@ class TensorRtEngine:
             raise BackendUnavailable(str(reason_unusable("cpu")))
         precision(options.precision)
         self._file, self._gpu, self._keep = file, options.gpu, options.keep
+        self._replaced = options.replaced
         self.inputs, self.outputs = _specs(file)
         self._loaded: list[tuple[Plan, Loaded]] = []
         self._contexts: dict[tuple[Shape, ...], Context] = {}
@@ -126,8 +127,9 @@ class TensorRtEngine:
             mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data,
         ):
             loaded = Loaded(data, self._gpu, plan.form, self._file)
-        if self._weights:
-            tensorrt_refit.replace(loaded.engine, self._weights, self._file)
+        values = self._replaced() if self._replaced is not None else {}
+        if values or self._weights:
+            tensorrt_refit.replace(loaded.engine, {**values, **self._weights}, self._file)
         self._loaded.append((plan, loaded))
         return loaded
 

@@ -7,20 +7,27 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import graph_weights
 from ..errors import EngineError, nearest
+from ..floats import Array
 from ..tensors import Tensor
 from .tensorrt_library import failed, library, log
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
+# TensorRT's names of the types of tensors, and of ONNX's element types.
+_TYPES = {"f32": "FLOAT", "f16": "HALF", "i32": "INT32", "i64": "INT64", "u8": "UINT8"}
+_ELEMENTS = {1: "FLOAT", 10: "HALF", 16: "BF16"}
 
-def replace(engine: trt.ICudaEngine, weights: Mapping[str, Tensor], file: Path) -> None:
-    """Gives the engine these weights, of the host's memory or the GPU's, by the graph's names.
 
-    file: the network's, for messages
+def replace(engine: trt.ICudaEngine, weights: Mapping[str, Tensor | Array], file: Path) -> None:
+    """Gives the engine these weights, of the host's memory or the GPU's, by the graph's names, and
+    those that it needs with them, as of layers that were fused, as they are in the bundle.
+
+    file: the network's
     Raises EngineError for an engine that was not built refittable or has no such weights, or where
-    others are needed with them, as of layers that were fused.
+    others are needed with them that the bundle does not have by themselves.
     """
     trt = library()
     log().forget()
@@ -35,12 +42,12 @@ def replace(engine: trt.ICudaEngine, weights: Mapping[str, Tensor], file: Path) 
             f"the engine of {file.name} has no weights {unknown[0]!r}"
             f"{nearest(unknown[0], known)}: refit with the names of the graph's initializers"
         )
-    for name, tensor in weights.items():
-        values = trt.Weights(_type(tensor.dtype), tensor.pointer, prod(tensor.shape))
-        on_gpu = tensor.device.startswith("cuda")
-        place = trt.TensorLocation.DEVICE if on_gpu else trt.TensorLocation.HOST
-        if not refitter.set_named_weights(name, values, place):
-            raise failed(file)
+    _set(refitter, weights, file)
+    others: dict[str, Array] = {}  # they are read when the engine is refitted
+    if missing := refitter.get_missing_weights():
+        stored = {one.name: one for one in graph_weights.read(file.read_bytes())}
+        others = {name: stored[name].values(file.parent) for name in missing if name in stored}
+        _set(refitter, others, file)
     if missing := refitter.get_missing_weights():
         raise EngineError(
             f"the engine of {file.name} can take {', '.join(weights)} only together with "
@@ -48,6 +55,21 @@ def replace(engine: trt.ICudaEngine, weights: Mapping[str, Tensor], file: Path) 
         )
     if not refitter.refit_cuda_engine():
         raise failed(file)
+
+
+def _set(refitter: trt.Refitter, weights: Mapping[str, Tensor | Array], file: Path) -> None:
+    trt = library()
+    for name, values in weights.items():
+        place = trt.TensorLocation.HOST
+        if isinstance(values, Tensor):
+            kind, pointer = _TYPES[values.dtype], values.pointer
+            if values.device.startswith("cuda"):
+                place = trt.TensorLocation.DEVICE
+        else:
+            kind, pointer = _ELEMENTS[graph_weights.ELEMENTS[values.dtype]], values.ctypes.data
+        given = trt.Weights(getattr(trt.DataType, kind), pointer, prod(values.shape))
+        if not refitter.set_named_weights(name, given, place):
+            raise failed(file)
 
 
 def restore(engine: trt.ICudaEngine, file: Path) -> None:
@@ -63,14 +85,3 @@ def restore(engine: trt.ICudaEngine, file: Path) -> None:
         )
     if not refitter.refit_cuda_engine():
         raise failed(file)
-
-
-def _type(dtype: str) -> trt.DataType:
-    trt = library()
-    return {
-        "f32": trt.DataType.FLOAT,
-        "f16": trt.DataType.HALF,
-        "i32": trt.DataType.INT32,
-        "i64": trt.DataType.INT64,
-        "u8": trt.DataType.UINT8,
-    }[dtype]

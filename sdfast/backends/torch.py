@@ -119,7 +119,9 @@ class TorchEngine:
         gpu = self._options.gpu
         with self._device():
             place = "cpu" if gpu is None else f"cuda:{gpu.number}"
-            self._weights = list(torch_network.read(self._network, place).values())
+            replaced = self._options.replaced
+            values = replaced() if replaced is not None else {}
+            self._weights = list(torch_network.read(self._network, place, values).values())
             if gpu is not None:
                 gpu.synchronize()  # runs may come on another stream
 

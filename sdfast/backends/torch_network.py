@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BundleError
+from ..floats import Array
 from ..tensors import TensorSpec
 from .torch_operators import Compute
 
@@ -82,14 +83,24 @@ class Network:
     convolves: bool
 
 
-def read(network: Network, device: str) -> dict[str, Any]:
+def read(
+    network: Network, device: str, replaced: Mapping[str, Array] | None = None
+) -> dict[str, Any]:
     """The weights on a device of PyTorch's. On the CPU those that are used as they are stored stay
     in their files, which are mapped.
+
+    replaced: other values for what is stored under these names (`Options.replaced`)
 
     Raises BundleError where a file does not have them.
     """
     maps: dict[Path, mmap.mmap] = {}
-    values = {name: _tensor(name, stored, maps) for name, stored in network.stored.items()}
+    replaced = replaced or {}
+    values = {
+        name: _of_array(replaced[name], stored.kind)
+        if name in replaced
+        else _tensor(name, stored, maps)
+        for name, stored in network.stored.items()
+    }
     found = {n: _placed(values[n], k, device) for n, k in network.weights.items() if n in values}
     for call in network.forming:
         values.update(_made(call, values))
@@ -145,6 +156,12 @@ def _tensor(name: str, stored: Stored, maps: dict[Path, mmap.mmap]) -> Any:
             f"{name} cannot be read ({error}): export or download the bundle again"
         ) from error
     return flat.reshape(stored.shape)
+
+
+def _of_array(array: Array, kind: Any) -> Any:
+    """Over the array's memory, whose elements are of that type, or the bits of it."""
+    tensor = torch.from_numpy(array)
+    return tensor if tensor.dtype == kind else tensor.view(kind)
 
 
 def _placed(tensor: Any, kind: Any, device: str) -> Any:

@@ -25,7 +25,8 @@ from sdfast.tensors import Tensor
 __version__ = "11.4.0.106"
 
 faults: set[str] = set()
-"""Of "wrong", "infinite", "slow", "failing" and "unbuildable"."""
+"""Of "wrong", "infinite", "slow", "failing", "unbuildable" and "fused": all weights of a type are
+refitted together."""
 
 
 class Gpu:
@@ -430,7 +431,10 @@ class Refitter:
         return [i.name for i in self._engine._model.graph.initializer]
 
     def get_missing_weights(self) -> list[str]:
-        return []
+        every = self._engine._model.graph.initializer
+        touched = {i.data_type for i in every if i.name in self._new}
+        together = [i.name for i in every if i.data_type in touched and i.name not in self._new]
+        return together if "fused" in faults else []
 
     def set_named_weights(self, name: str, weights: Weights, location: TensorLocation) -> bool:
         assert location == TensorLocation.HOST

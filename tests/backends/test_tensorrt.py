@@ -9,9 +9,11 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import lora_files
 import numpy as np
 import onnx
 import pytest
@@ -33,7 +35,10 @@ from sdfast.backends.tensorrt import TensorRtEngine
 from sdfast.backends.tensorrt_plans import Form, Profile, listed
 from sdfast.devices.cuda import Keep
 from sdfast.errors import BackendUnavailable, BundleError, EngineError, EngineRefused, RecipeError
+from sdfast.export.demo.models import CHECKPOINT
 from sdfast.export.engines import build_engines
+from sdfast.loras import Lora
+from sdfast.loras.applied import applied
 from sdfast.networks import TEXT_ENCODERS
 from sdfast.tensors import Tensor
 
@@ -376,6 +381,28 @@ def test_weights_can_be_replaced_by_name_where_an_engine_was_built_for_it() -> N
     engine.refit(zeros)
     engine.run()
     assert np.abs(np.asarray(bound["keys_values"])).max() == 0
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_lora_is_put_in_by_refit(fused: bool, tmp_path: Path) -> None:
+    ink = Lora(lora_files.write(tmp_path / "ink.safetensors", CHECKPOINT, 1), 0.8)
+    made = applied(DEMO, [ink])
+    list(build_engines(DEMO, networks=["context_projection"], form=Form(refittable=True)))
+    if fused:
+        tensorrt_on_cpu.faults.add("fused")
+    file, options = DEMO.network("context_projection"), Options(precision="fp32")
+    options = replace(options, replaced=lambda: made.values("context_projection"))
+    bound = tensors("context_projection", 1, 16)
+    plain = expected("context_projection", bound, "keys_values")
+    there = replace(options, keep=keep_of("context_projection"), gpu=Gpu())  # type: ignore[arg-type]
+    found = []
+    for engine in (tensorrt.open(file, there), backends.open_engine(file, "onnxruntime", options)):
+        engine.bind(bound)
+        engine.run()
+        found.append(np.array(bound["keys_values"]))
+        engine.close()
+    assert np.array_equal(*found)
+    assert np.abs(found[0] - plain).max() > 0.1
 
 
 def test_progress_is_told_and_what_it_raises_stops_the_build() -> None:

@@ -19,7 +19,6 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from sdfast.errors import CheckpointError
 from sdfast.export import lora
 from sdfast.export.components import Checkpoint, Component
 
@@ -374,12 +373,3 @@ def test_layers_that_the_checkpoint_has_not_are_reported(sd1: Checkpoint, tmp_pa
     assert str(report).endswith(
         "2 unmatched (bundle_emb.new.emb_params, lora_unet_down_blocks_9_conv)"
     )
-
-
-def test_the_weight_follows_the_last_colon() -> None:
-    assert lora.parse("a.safetensors") == (Path("a.safetensors"), 1.0)
-    assert lora.parse("a.safetensors:0.8") == (Path("a.safetensors"), 0.8)
-    assert lora.parse("c:/x:y/a.safetensors:-2") == (Path("c:/x:y/a.safetensors"), -2.0)
-    assert lora.parse("c:/a.safetensors") == (Path("c:/a.safetensors"), 1.0)
-    with pytest.raises(CheckpointError, match="the weight 'strong' of the LoRA"):
-        lora.parse("a.safetensors:strong")

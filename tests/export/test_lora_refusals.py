@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sdfast.errors import CheckpointError
+from sdfast.errors import LoraError
 from sdfast.export import lora
 from sdfast.export.components import Checkpoint, Component
+from sdfast.loras.files import SETTINGS
 
 Tensors = dict[str, torch.Tensor]
 DOTTED = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
@@ -105,7 +106,7 @@ def test_what_cannot_be_merged_rightly_is_refused(
 ) -> None:
     change, message = REFUSED[case]
     save_file(dict(change(pair(LAYER))), tmp_path / "bad.safetensors")
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(LoraError, match=message):
         lora.merge(sd1, tmp_path / "bad.safetensors")
 
 
@@ -119,8 +120,8 @@ def test_settings_that_tell_of_another_base_or_are_damaged_are_refused(
         ("[1]", "damaged"),
         ("{", "damaged"),
     ):
-        save_file(pair(LAYER), file, metadata={lora.SETTINGS: written})
-        with pytest.raises(CheckpointError, match=message):
+        save_file(pair(LAYER), file, metadata={SETTINGS: written})
+        with pytest.raises(LoraError, match=message):
             lora.merge(sd1, file)
 
 
@@ -131,13 +132,11 @@ def test_files_that_are_no_safetensors_are_refused(sd1: Checkpoint, tmp_path: Pa
     cases = {"lora.pt": "can run any", "cut": "cannot be read", "empty": "is empty", "no": "exist"}
     for name, message in cases.items():
         file = tmp_path / (name if "." in name else f"{name}.safetensors")
-        with pytest.raises(CheckpointError, match=message):
+        with pytest.raises(LoraError, match=message):
             lora.merge(sd1, file)
 
 
 @pytest.mark.parametrize("weight", [math.nan, math.inf, -10.5, 11])
 def test_weights_beyond_ten_are_refused(sd1: Checkpoint, tmp_path: Path, weight: float) -> None:
-    with pytest.raises(CheckpointError, match="-10 to 10"):
+    with pytest.raises(LoraError, match="-10 to 10"):
         lora.merge(sd1, tmp_path / "none.safetensors", weight)
-    with pytest.raises(CheckpointError, match="-10 to 10"):
-        lora.parse(f"a.safetensors:{weight}")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from peft import LoHaConfig, LoKrConfig, get_peft_model, get_peft_model_state_dict
 from torch import nn
 from torch.nn import functional as F
 
-from sdfast.export import low_rank
+from sdfast.loras import low_rank
 
 
 def network() -> nn.Sequential:
@@ -44,15 +45,17 @@ def test_lohas_and_lokrs_are_what_peft_merges(settings: LoHaConfig | LoKrConfig)
     for layer, parts in layers.items():
         assert low_rank.missing(parts) is None
         weight = before.state_dict()[f"{layer}.weight"]
-        difference = low_rank.difference(parts).reshape(weight.shape)
-        ours = weight + low_rank.scale(parts, settings.alpha, root=False) * difference
+        arrays = {name: part.numpy() for name, part in parts.items()}
+        difference = torch.from_numpy(low_rank.difference(arrays, tuple(weight.shape)))
+        ours = weight + low_rank.scale(arrays, settings.alpha, root=False) * difference
         torch.testing.assert_close(ours, theirs[f"{layer}.weight"])
 
 
 def test_a_tucker_convolution_is_its_three_convolutions_in_turn() -> None:
     torch.manual_seed(1)
     down, mid, up = torch.randn(3, 16, 1, 1), torch.randn(4, 3, 3, 3), torch.randn(8, 4, 1, 1)
-    weight = low_rank.difference({"down": down, "mid": mid, "up": up})
+    parts = {"down": down.numpy(), "mid": mid.numpy(), "up": up.numpy()}
+    weight = torch.from_numpy(low_rank.difference(parts, (8, 16, 3, 3)))
     x = torch.randn(1, 16, 5, 5)
     expected = F.conv2d(F.conv2d(F.conv2d(x, down), mid), up)
     # Sums of some hundred products in float32.
@@ -60,18 +63,36 @@ def test_a_tucker_convolution_is_its_three_convolutions_in_turn() -> None:
 
 
 def test_a_dora_gives_each_output_its_length() -> None:
-    torch.manual_seed(2)
-    lengths = torch.rand(6) + 0.5
+    random = np.random.default_rng(2)
+    lengths = random.random(6, np.float32) + np.float32(0.5)
     for shape in ((6, 4), (6, 4, 3, 3)):
-        weight = torch.randn(shape)
-        merged = low_rank.decomposed(weight, lengths.reshape(1, 6, *(1 for _ in shape[2:])))
-        torch.testing.assert_close(merged.flatten(1).norm(dim=1), lengths)
-        cosines = F.cosine_similarity(merged.flatten(1), weight.flatten(1))
-        torch.testing.assert_close(cosines, torch.ones(6))
+        weight, change = (random.standard_normal(shape, np.float32) for _ in range(2))
+        merged = low_rank.merged(weight, change, lengths).reshape(6, -1)
+        np.testing.assert_allclose(np.linalg.norm(merged, axis=1), lengths, rtol=1e-6)
+        plain = low_rank.merged(weight, change).reshape(6, -1)
+        cosines = (merged * plain).sum(1) / np.linalg.norm(plain, axis=1) / lengths
+        np.testing.assert_allclose(cosines, 1, rtol=1e-6)
+
+
+def test_rows_are_computed_by_themselves() -> None:
+    random = np.random.default_rng(3)
+    weight, change = (random.standard_normal((8, 5, 3, 3), np.float32) for _ in range(2))
+    lengths = random.random(8, np.float32)
+    whole = low_rank.merged(weight, change, lengths)
+    half = low_rank.merged(weight[4:], change[4:], lengths[4:])
+    assert np.array_equal(half, whole[4:])
+
+
+def test_a_matrix_of_another_shape_is_refused_by_its_shape() -> None:
+    parts = {"down": np.ones((2, 16), np.float32), "up": np.ones((8, 2), np.float32)}
+    assert low_rank.difference(parts, (8, 16, 1, 1)).shape == (8, 16, 1, 1)
+    for shape in ((8, 8), (16, 8), (8, 16, 3, 3)):
+        with pytest.raises(ValueError, match="8×16 there, " + "×".join(map(str, shape))):
+            low_rank.difference(parts, shape)
 
 
 def test_what_is_missing_is_named() -> None:
-    one = torch.ones(2, 2)
+    one = np.ones((2, 2))
     assert low_rank.missing({"down": one, "up": one, "alpha": one, "magnitude": one}) is None
     assert low_rank.missing({"down": one}) == "up"
     assert low_rank.missing({"kron_w1": one, "kron_w2_b": one}) == "kron_w2_a"

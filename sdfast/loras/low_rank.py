@@ -7,6 +7,7 @@
     DoRA   W' = m · (W + ΔW) / ‖W + ΔW‖     Liu et al., arXiv:2402.09353
 
 s is alpha/rank. A weight is [out, in] or [out, in, height, width], where 1 × 1 may be left out.
+Outputs do not depend on each other: some rows of W' are those of W and ΔW, and of m.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
-Parts = Mapping[str, torch.Tensor]
+from ..floats import Array, widened
+
+Parts = Mapping[str, Array]
 """A layer's tensors in the file by the part they play; see PARTS."""
+Matrix = NDArray[np.float32]
 
 PARTS = {
     "lora_down.weight": "down",
@@ -79,25 +84,6 @@ def rank(parts: Parts) -> int | None:
     return None
 
 
-def difference(parts: Parts) -> torch.Tensor:
-    """ΔW/s [out, in] or [out, in, height, width]; a convolution that LyCORIS wrote as a matrix is
-    [out, in · height · width].
-
-    Raises RuntimeError for parts that do not fit together.
-    """
-    wide = {name: tensor.float() for name, tensor in parts.items()}
-    if "down" in wide:
-        return _lora(wide)
-    return _hadamard(wide) if "w1_b" in wide else _kronecker(wide)
-
-
-def decomposed(weight: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
-    """DoRA: the direction of each output's weights with a trained length."""
-    length = torch.linalg.vector_norm(weight.flatten(1), dim=1)
-    each = (-1, *(1 for _ in weight.shape[1:]))
-    return weight * (magnitude.float().reshape(len(length)) / length).reshape(each)
-
-
 def scale(parts: Parts, alpha: float | None, root: bool) -> float:
     """s: alpha/rank, 1 without alpha. root: rsLoRA, arXiv:2312.03732, divides by √rank."""
     divisor = rank(parts)
@@ -106,28 +92,63 @@ def scale(parts: Parts, alpha: float | None, root: bool) -> float:
     return alpha / (math.sqrt(divisor) if root else divisor)
 
 
-def _lora(parts: Parts) -> torch.Tensor:
-    up, down = parts["up"].flatten(1), parts["down"]
+def difference(parts: Parts, shape: tuple[int, ...]) -> Matrix:
+    """ΔW/s for a weight of that shape. Raises ValueError for parts that do not fit together, or are
+    for another shape."""
+    wide = {name: widened(tensor) for name, tensor in parts.items()}
+    if "down" in wide:
+        found = _lora(wide)
+    else:
+        found = _hadamard(wide) if "w1_b" in wide else _kronecker(wide)
+    # LyCORIS writes a convolution as a matrix [out, in · height · width].
+    one_by_one = all(side == 1 for side in (*found.shape[2:], *shape[2:]))
+    flat = found.shape[0] == shape[0] and found.size == math.prod(shape)
+    if found.shape != shape and not (flat and (found.ndim == 2 or one_by_one)):
+        theirs, ours = ("×".join(map(str, one)) for one in (found.shape, shape))
+        raise ValueError(f"{theirs} there, {ours} here")
+    return found.reshape(shape)
+
+
+def merged(weight: Matrix, difference: Matrix, magnitude: Matrix | None = None) -> Matrix:
+    """W + ΔW; with a magnitude for each output DoRA's: the direction of its weights, with that
+    length."""
+    found = weight + difference
+    if magnitude is None:
+        return found
+    flat = found.reshape(len(found), -1)
+    flat *= (magnitude.reshape(len(flat)) / np.linalg.norm(flat, axis=1))[:, None]
+    return found
+
+
+def _lora(parts: Mapping[str, Matrix]) -> Matrix:
+    up, down = _flat(parts["up"]), parts["down"]
     if "mid" in parts:
-        return torch.einsum("or,rshw,si->oihw", up, parts["mid"], down.flatten(1))
-    return (up @ down.flatten(1)).reshape(len(up), *down.shape[1:])
+        return _tucker("or,rshw,si->oihw", up, parts["mid"], _flat(down))
+    return (up @ _flat(down)).reshape(len(up), *down.shape[1:])
 
 
-def _hadamard(parts: Parts) -> torch.Tensor:
-    first = _factored(parts, "w1", "t1")
-    return first * _factored(parts, "w2", "t2")
+def _hadamard(parts: Mapping[str, Matrix]) -> Matrix:
+    return _factored(parts, "w1", "t1") * _factored(parts, "w2", "t2")
 
 
-def _kronecker(parts: Parts) -> torch.Tensor:
+def _kronecker(parts: Mapping[str, Matrix]) -> Matrix:
     first = parts["kron_w1"] if "kron_w1" in parts else _factored(parts, "kron_w1", "")
     second = parts["kron_w2"] if "kron_w2" in parts else _factored(parts, "kron_w2", "kron_t2")
-    return torch.kron(
-        first.reshape(*first.shape, *(1 for _ in second.shape[2:])), second.contiguous()
-    )
+    made: Matrix = np.kron(first.reshape(*first.shape, *(1 for _ in second.shape[2:])), second)
+    return made
 
 
-def _factored(parts: Parts, name: str, core: str) -> torch.Tensor:
+def _factored(parts: Mapping[str, Matrix], name: str, core: str) -> Matrix:
     left, right = parts[f"{name}_a"], parts[f"{name}_b"]
     if core in parts:  # Tucker: the outer factors are [rank, out] and [rank, in]
-        return torch.einsum("rshw,ro,si->oihw", parts[core], left, right)
-    return left @ right.flatten(1)
+        return _tucker("rshw,ro,si->oihw", parts[core], left, right)
+    return left @ _flat(right)
+
+
+def _tucker(sum_over: str, *factors: Matrix) -> Matrix:
+    made: Matrix = np.einsum(sum_over, *factors, optimize=True)
+    return made
+
+
+def _flat(tensor: Matrix) -> Matrix:
+    return tensor.reshape(len(tensor), -1)
