@@ -53,7 +53,9 @@ def main() -> None:
     def loop(steps: int) -> object:
         request = resolve(Request("a red star", steps=steps, seed=0), pipe.bundle)
         pipe(request.as_request())  # traces, allocates and warms up
-        return pipe._plans.get(request, Guidance(request.guidance), 1, 2).loop
+        variant = pipe._variants.plain
+        guidance = Guidance(request.guidance)
+        return variant.plans.get(request, guidance, 1, variant.conditions).loop
 
     tested = loop(given.steps)
     outside, whole = [], []

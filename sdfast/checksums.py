@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+MEMORY = "checksums.json"  # of a store
 LARGE = 16 << 20  # bytes; smaller files are read in milliseconds
 _SETTLED_SECONDS = 2.0  # a younger file might change again within its clock's resolution
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from . import checksums
 from .errors import StoreWarning
 
-ENTRY, _MEMORY = "entry.json", "checksums.json"
+ENTRY = "entry.json"
 Build = Callable[[Path], None]
 """build(folder) writes the compiled form's files into an empty folder."""
 
@@ -34,7 +34,7 @@ def entry(store: Path, key: Mapping[str, str], build: Build) -> Path | None:
     None, with a warning, where the store cannot be written. What `build` raises is passed on.
     """
     folder = _folder(store, key)
-    if _whole(folder, key, store / _MEMORY):
+    if _whole(folder, key, store / checksums.MEMORY):
         return folder
     return _written(store, key, build, anew=False)
 
@@ -54,7 +54,7 @@ def _written(store: Path, key: Mapping[str, str], build: Build, anew: bool) -> P
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder.parent / f".{folder.name}.lock"):
-            if not anew and _whole(folder, key, store / _MEMORY):
+            if not anew and _whole(folder, key, store / checksums.MEMORY):
                 return folder  # another process has made it meanwhile
             if folder.exists() and not anew:
                 _warn(f"the compiled network {folder} is damaged: it is made anew")

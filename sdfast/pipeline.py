@@ -6,18 +6,17 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from PIL import Image
 
-from . import backends, checks, compiled, previews, samplers, store
+from . import backends, checks, checksums, compiled, loras, previews, samplers, store
 from .bundle import Bundle
 from .canvas import Canvas
 from .composition import Script, script
-from .conditioning import Conditions, TextEncoder, load_tokenizer
 from .devices import cuda
 from .devices.cpu import Progress
 from .devices.runs import FORMS
@@ -31,6 +30,7 @@ from .plans.host import CpuPlans
 from .redrawing import Redrawn
 from .request import Request, Resolved, resolve
 from .tensors import Tensor
+from .variants import Variants
 
 Callback = Callable[[int, int | None], bool | None]
 """callback(done, evaluations) after each evaluation of the network; evaluations is None for a
@@ -79,6 +79,7 @@ def load(
     low_memory: bool = False,
     tile: int | None = None,
     graphs: str = "program",
+    lora_dir: str | Path | None = None,
 ) -> Pipeline:
     """Opens a bundle by name or path.
 
@@ -94,6 +95,7 @@ def load(
     tile: pixels a side of the parts that pictures are decoded in, a size of the bundle's; smaller
         ones need less memory. None: pictures above 1024×1024 pixels are cut up
     graphs: on a GPU, one CUDA graph for a whole "program", one for each "step", or none: "eager"
+    lora_dir: a folder of the LoRA that prompts may name, <lora:NAME:0.8>, beside the bundle's own
     Raises BundleError, BackendUnavailable or InvalidRequest.
     """
     if not 0 <= threads <= 1024:
@@ -112,7 +114,10 @@ def load(
         )
     gpu = None if number is None else cuda.Cuda(number, keep)
     options = backends.Options(threads, found, throughput, low_memory, keep, gpu)
-    return Pipeline(store.load(bundle), chosen, options, tile, graphs)
+    folder = None if lora_dir is None else Path(lora_dir)
+    if folder is not None and not folder.is_dir():
+        raise InvalidRequest(f"lora_dir {folder} is no folder: give one with .safetensors files")
+    return Pipeline(store.load(bundle), chosen, options, tile, graphs, folder)
 
 
 def _gpu(device: str, backend: str) -> int | None:
@@ -151,35 +156,24 @@ class Pipeline:
         options: backends.Options,
         tile: int | None = None,
         graphs: str = "program",
+        lora_dir: Path | None = None,
     ) -> None:
         self.bundle = bundle
         self.backend = backend
         self.precision = options.precision
         self.device = "cpu" if options.gpu is None else f"cuda:{options.gpu.number}"
-        self._opened = Opened(bundle, backend, options)
+        self._opened, self._form = Opened(bundle, backend, options), "loop"
         tile = None if tile is None else checks.side("tile", tile, bundle.sizes)
         self._encoder = Encoder(self._opened, tile)
-        self._plans: Plans
-        if options.gpu is None:
-            self._plans = CpuPlans(self._opened, tile)
-        else:
-            self._plans = GpuPlans(self._opened, options.gpu, tile, graphs)
 
-    @cached_property
-    def _conditions(self) -> Conditions:
-        manifest, context, opened = self.bundle.manifest, self.bundle.context, self._opened
-        inputs = opened.inputs("context_projection", "time_projection", "unet")
-        encoders = [
-            TextEncoder(
-                opened.on_the_host(name),
-                load_tokenizer(self.bundle.path / tokenizer.file),
-                context.tokens,
-            )
-            for name, tokenizer in sorted(manifest.tokenizers.items())  # the second after the first
-        ]
-        hoisted = "context_projection" in opened
-        projection = opened.on_the_host("context_projection") if hoisted else None
-        return Conditions(encoders, projection, inputs, context)
+        def plans(opened: Opened) -> Plans:
+            if options.gpu is None:
+                return CpuPlans(opened, tile)
+            return GpuPlans(opened, options.gpu, tile, graphs)
+
+        folders = [bundle.path / loras.FOLDER, *([lora_dir] if lora_dir else [])]
+        memory = store.home() / checksums.MEMORY
+        self._variants = Variants(self._opened, plans, folders, memory)
 
     def __call__(
         self,
@@ -256,7 +250,7 @@ class Pipeline:
             pictures = self._decoded(self._run(second, start, progress, seconds), None, seconds)
         seconds["total"] = perf_counter() - started
         full = request.as_request()
-        return Result(tuple(pictures), request.seeds, dict(seconds), full, self._plans.form)
+        return Result(tuple(pictures), request.seeds, dict(seconds), full, self._form)
 
     def _run(
         self,
@@ -268,28 +262,33 @@ class Pipeline:
     ) -> list[Drawn]:
         """Denoises all of a request's images; what they are as latents is appended to `latents`."""
         guidance = self._guidance(request)
+        said = self._said(request, guidance)
         with _timed(seconds, "text_encoder"):
-            self._conditions.read(self._said(request, guidance), request.clip_skip)
-            self._conditions.tell(request.width, request.height, request.guidance)
-            self._opened.spare(*self.bundle.manifest.tokenizers, "context_projection")
+            variant = self._variants.get(said.loras)
+            opened, plans, conditions = variant.opened, variant.plans, variant.conditions
+            conditions.read(said, request.clip_skip)
+            conditions.tell(request.width, request.height, request.guidance)
+            opened.spare(*self.bundle.manifest.tokenizers, "context_projection")
         # A sampler that depends on data takes each image at its own pace.
-        size = self._plans.batch if samplers.get(request.sampler).static else 1
+        size = plans.batch if samplers.get(request.sampler).static else 1
         firsts = range(0, request.count, size)
         told, drawn = progress.of(len(firsts)), list[Drawn]()
         conditioned: Plan | None = None
         with _timed(seconds, "unet"):
             for first in firsts:
                 seeds = request.seeds[first : first + size]
-                plan = self._plans.get(request, guidance, len(seeds), self._conditions)
+                plan = plans.get(request, guidance, len(seeds), conditions)
                 if plan is not conditioned:  # all batches share one, but for a smaller last batch
-                    plan.condition(self._conditions)
+                    plan.condition(conditions)
                     conditioned = plan
                 plan.redraw(None if start is None else rows(start, first, first + len(seeds)))
                 again = len(drawn) + 1 < len(firsts)
                 drawn.append(plan.denoise(request, guidance, seeds, told, again))
                 if latents is not None:
                     latents.append(drawn[-1].latents())
-            self._opened.spare("unet", "unet_shallow", "time_projection")
+            opened.spare("unet", "unet_shallow", "unet_adapters", "time_projection")
+            self._opened.spare("preview_decoder")
+        self._form = plans.form
         return drawn
 
     def _decoded(
@@ -323,9 +322,7 @@ class Pipeline:
 
     def close(self) -> None:
         """Frees the engines and buffers; the pipeline opens them again when it is next called."""
-        self.__dict__.pop("_conditions", None)
-        self._plans.close()
-        self._opened.close()
+        self._variants.close()
 
 
 def _seeded(generator: Any) -> dict[str, Any]:

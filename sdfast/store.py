@@ -9,7 +9,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from . import bundle
+from . import bundle, checksums
 from .bundle import MANIFEST, Bundle
 from .errors import BundleError, OutputError, nearest
 
@@ -61,7 +61,7 @@ def find(name_or_path: str | Path) -> Path:
 def load(name_or_path: str | Path) -> Bundle:
     """The bundle given by name or path, all of it checked; large files that were once are not read
     again. Raises BundleError."""
-    return bundle.load(find(name_or_path), home() / "checksums.json")
+    return bundle.load(find(name_or_path), home() / checksums.MEMORY)
 
 
 def write_atomically(file: Path, data: bytes) -> None:

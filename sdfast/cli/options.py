@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -165,6 +166,11 @@ def of_opening(command: _C) -> _C:
         click.option("--throughput", is_flag=True, help="Rows side by side, one on each core."),
         click.option("--low-memory", is_flag=True, help="Hold one network at a time."),
         click.option(
+            "--lora-dir",
+            type=click.Path(path_type=Path),
+            help="A folder of what <lora:NAME:0.8> in a prompt may name, beside the bundle's own.",
+        ),
+        click.option(
             *("--tile",), type=int, help="Decode in parts of as many pixels a side. [above 1024]"
         ),
     )
@@ -173,7 +179,16 @@ def of_opening(command: _C) -> _C:
     return command
 
 
-OPENING = ("backend", "device", "precision", "threads", "throughput", "low_memory", "tile")
+OPENING = (
+    "backend",
+    "device",
+    "precision",
+    "threads",
+    "throughput",
+    "low_memory",
+    "lora_dir",
+    "tile",
+)
 """The names of those."""
 
 

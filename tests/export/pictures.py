@@ -32,7 +32,7 @@ def ours(bundle: Bundle, prompt: str = PROMPT, **parameters: Any) -> Drawn:
     """The runtime's picture."""
     pipeline = sdfast.load(bundle.path, "onnxruntime", threads=1)
     image = pipeline(prompt, seed=SEED, rng="torch", **parameters).images[0]
-    (plan,) = pipeline._plans.kept.values()  # that of the one request
+    (plan,) = pipeline._variants.plain.plans.kept.values()  # that of the one request
     latents = np.array(plan.loop.result)
     pipeline.close()
     return Drawn(latents, np.asarray(image))

@@ -23,7 +23,8 @@ from sdfast.floats import BFLOAT16, rounded
 from sdfast.loras import Lora
 from sdfast.loras.applied import NETWORKS, applied
 from sdfast.pipeline import Pipeline
-from sdfast.plans import CpuPlans
+from sdfast.plans.host import CpuPlans
+from sdfast.variants import Variant
 
 from .conftest import BundleOf, CheckpointOf
 from .pictures import PROMPT, SEED, opened, start, theirs
@@ -34,8 +35,8 @@ NEGATIVE, STEPS, SIDE = "a large red circle", 3, 128
 def ours(bundle: Bundle, *loras: Lora, backend: str = "onnxruntime") -> np.ndarray:
     pipeline = Pipeline(bundle, backend, Options(threads=1, precision="fp32"))
     if loras:
-        pipeline._opened = pipeline._opened.with_loras(applied(bundle, loras))
-        pipeline._plans = CpuPlans(pipeline._opened, None)
+        with_loras = pipeline._opened.with_loras(applied(bundle, loras))
+        pipeline._variants.plain = Variant(with_loras, CpuPlans(with_loras, None))
     sizes = {"width": SIDE, "height": SIDE}
     given = {"sampler": "euler", "schedule": "leading", "steps": STEPS, "guidance": 6.0, **sizes}
     result = pipeline(PROMPT, negative_prompt=NEGATIVE, seed=SEED, rng="torch", **given)

@@ -18,8 +18,9 @@ from sdfast.loras import Lora
 from sdfast.loras.applied import applied
 from sdfast.opened import Opened
 from sdfast.pipeline import Pipeline
-from sdfast.plans import CpuPlans
+from sdfast.plans.host import CpuPlans
 from sdfast.tensors import Tensor
+from sdfast.variants import Variant
 
 from .conftest import Merged
 
@@ -35,8 +36,7 @@ def drawn(pipeline: Pipeline, **parameters: Any) -> Picture:
 
 def use(pipeline: Pipeline, opened: Opened) -> None:
     """Has the pipeline draw with these engines from now on."""
-    pipeline._opened, pipeline._plans = opened, CpuPlans(opened, None)
-    pipeline.__dict__.pop("_conditions", None)
+    pipeline._variants.plain = Variant(opened, CpuPlans(opened, None))
 
 
 def picture(bundle: Bundle, backend: str, *loras: Lora) -> Picture:

@@ -1,0 +1,92 @@
+"""A bundle with LoRA and without: engines, plans and conditions of each set of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from . import loras, prompts
+from .conditioning import Conditions, TextEncoder, load_tokenizer
+from .errors import InvalidRequest, LoraError
+from .opened import Opened
+from .plans import Plans
+
+KEPT = 3  # sets of LoRA whose engines stay open: the one that was used longest ago makes room
+
+
+class Variant:
+    """A bundle's networks as engines, and what requests share of them."""
+
+    def __init__(self, opened: Opened, plans: Plans) -> None:
+        self.opened, self.plans = opened, plans
+
+    @cached_property
+    def conditions(self) -> Conditions:
+        bundle, opened = self.opened.bundle, self.opened
+        inputs = opened.inputs("context_projection", "time_projection", "unet")
+        encoders = [
+            TextEncoder(
+                opened.on_the_host(name),
+                load_tokenizer(bundle.path / tokenizer.file),
+                bundle.context.tokens,
+            )
+            for name, tokenizer in sorted(bundle.manifest.tokenizers.items())  # the second last
+        ]
+        hoisted = "context_projection" in opened
+        projection = opened.on_the_host("context_projection") if hoisted else None
+        return Conditions(encoders, projection, inputs, bundle.context)
+
+    def close(self) -> None:
+        """Frees all of it; it opens again when it is used."""
+        self.__dict__.pop("conditions", None)
+        self.plans.close()
+        self.opened.close()
+
+
+class Variants:
+    """The plain variant, and the latest ones with LoRA.
+
+    plans: makes those of a variant's engines
+    folders: where files of LoRA are looked for
+    memory: where digests of large files are kept (`checksums`)
+    """
+
+    def __init__(
+        self,
+        opened: Opened,
+        plans: Callable[[Opened], Plans],
+        folders: Sequence[Path],
+        memory: Path | None,
+    ) -> None:
+        self._make, self._folders, self._memory = plans, tuple(folders), memory
+        self.plain = Variant(opened, plans(opened))
+        self._kept: dict[loras.Key, Variant] = {}
+
+    def get(self, named: Sequence[prompts.Lora]) -> Variant:
+        """That with the LoRA which a prompt names. Raises LoraError or InvalidRequest."""
+        if not named:
+            return self.plain
+        files = [self._found(one) for one in named]
+        key = loras.key(files, self._memory)
+        if (variant := self._kept.pop(key, None)) is None:
+            from .loras.applied import applied
+
+            if len(self._kept) >= KEPT:
+                self._kept.pop(next(iter(self._kept))).close()
+            opened = self.plain.opened.with_loras(applied(self.plain.opened.bundle, files))
+            variant = Variant(opened, self._make(opened))
+        self._kept[key] = variant  # the latest is the last
+        return variant
+
+    def _found(self, named: prompts.Lora) -> loras.Lora:
+        try:
+            return loras.Lora(loras.find(named.name, self._folders), named.weight)
+        except LoraError as error:
+            raise InvalidRequest(f"the prompt, column {named.column}: {error}") from error
+
+    def close(self) -> None:
+        """Frees all of them."""
+        while self._kept:
+            self._kept.popitem()[1].close()
+        self.plain.close()
