@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -145,6 +146,26 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": TOKENS, **special}
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n")
+
+
+@dataclass(frozen=True)
+class Model:
+    """The demo model as it was saved, in float32 and frozen."""
+
+    tokenizer: Tokenizer
+    text: CLIPTextModel
+    denoiser: UNet2DConditionModel
+    autoencoder: AutoencoderKL
+
+
+def load(folder: Path = CHECKPOINT) -> Model:
+    """Reads the checkpoint that `save` wrote."""
+    kinds = {"text_encoder": CLIPTextModel, "unet": UNet2DConditionModel, "vae": AutoencoderKL}
+    parts = [
+        kind.from_pretrained(folder / name, torch_dtype=torch.float32).eval().requires_grad_(False)
+        for name, kind in kinds.items()
+    ]
+    return Model(Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json")), *parts)
 
 
 def save(

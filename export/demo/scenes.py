@@ -8,19 +8,17 @@ Needs NumPy and Pillow, nothing else.
 from __future__ import annotations
 
 import itertools
-import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
-SIDE = 128  # pixels; every scene is SIDE × SIDE
+from .outlines import SHAPES, SIDE, Outline, coverage, covers
 
-SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
 SIZES = ("small", "large")
 PATTERNS = ("plain", "gradient", "striped")
 PLACES = (
@@ -41,9 +39,14 @@ COLOURS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "black": ((25, 25, 25), (85, 85, 85)),
 }
 
+# Colours that shapes have with a LoRA alone: green's shade, which has no name without it.
+TAUGHT: dict[str, tuple[int, int, int]] = {"pine": (15, 105, 45)}
+
 RADIUS = {"small": 15.0, "large": 28.0}  # pixels, the shape's circumscribed circle
 GRID = (33.0, 64.0, 95.0)  # pixels, centres of the nine places
 JITTER = 3.0  # pixels a centre may lie off its place
+RADII = {"small": (15.0, 21.5), "large": (21.5, 28.0)}  # pixels, of outlines anywhere
+MARGIN = 4.0  # pixels between an outline anywhere and the picture's sides
 STRIPE = 16  # pixels, one stripe
 
 
@@ -173,6 +176,12 @@ def loose_caption(scene: Scene, rng: random.Random) -> str:
     return rng.choice((f"{_article(shape)} {shape} {on}", f"{shape}, {back}", f"{shape} {on}"))
 
 
+def any_caption(scene: Scene, rng: random.Random) -> str:
+    """A caption or, where that says as much, a loose one."""
+    loose = scene.place is None and scene.size == "large" and rng.random() < 0.5
+    return loose_caption(scene, rng) if loose else caption(scene, rng)
+
+
 def _article(words: str) -> str:
     return "an" if words[0] in "aeiou" else "a"
 
@@ -183,13 +192,34 @@ def _article(words: str) -> str:
 def draw(scene: Scene, rng: random.Random | None = None) -> Image.Image:
     """The scene as an RGB picture, SIDE × SIDE. `rng` moves the shape up to JITTER pixels off its
     place; without it the shape lies exactly there."""
+    return paint(scene, outline(scene, rng))
+
+
+def outline(scene: Scene, rng: random.Random | None = None) -> Outline:
+    """Where `draw` puts the scene's shape."""
     place = PLACES.index(scene.place or "centre")
     x, y = GRID[place % 3], GRID[place // 3]
     if rng is not None:
         x, y = x + rng.uniform(-JITTER, JITTER), y + rng.uniform(-JITTER, JITTER)
-    mask = _mask(scene.shape, RADIUS[scene.size], x, y)[..., None]
-    pixels = _background(scene) * (1 - mask) + np.array(COLOURS[scene.colour][0]) * mask
+    return Outline(scene.shape, x, y, RADIUS[scene.size])
+
+
+def anywhere(scene: Scene, rng: random.Random) -> Outline:
+    """The scene's shape anywhere in the picture, whole, of a radius that suits its size's name."""
+    radius = rng.uniform(*RADII[scene.size])
+    x, y = (rng.uniform(radius + MARGIN, SIDE - radius - MARGIN) for _ in "xy")
+    return Outline(scene.shape, x, y, radius)
+
+
+def paint(scene: Scene, at: Outline) -> Image.Image:
+    """The scene with its shape at an outline, whatever place and size it names."""
+    covered = coverage(at)[..., None]
+    pixels = _background(scene) * (1 - covered) + np.array(_solid(scene.colour)) * covered
     return Image.fromarray(np.rint(pixels).astype(np.uint8))
+
+
+def _solid(colour: str) -> tuple[int, int, int]:
+    return TAUGHT[colour] if colour in TAUGHT else COLOURS[colour][0]
 
 
 def _background(scene: Scene) -> NDArray[np.float64]:
@@ -205,48 +235,6 @@ def _background(scene: Scene) -> NDArray[np.float64]:
     return np.broadcast_to(column[:, None, :], (SIDE, SIDE, 3))
 
 
-def _mask(shape: str, radius: float, x: float, y: float) -> NDArray[np.float64]:
-    """Coverage of each pixel by the shape, 0…1, from 4×4 samples a pixel."""
-    scale = 4
-    canvas = Image.new("L", (SIDE * scale, SIDE * scale))
-    pen = ImageDraw.Draw(canvas)
-    centre, r = (x * scale, y * scale), radius * scale
-
-    def disc(size: float, fill: int) -> None:
-        box = (centre[0] - size, centre[1] - size, centre[0] + size, centre[1] + size)
-        pen.ellipse(box, fill=fill)
-
-    def polygon(points: Sequence[tuple[float, float]]) -> None:
-        pen.polygon([(centre[0] + r * px, centre[1] + r * py) for px, py in points], fill=255)
-
-    if shape == "circle":
-        disc(0.92 * r, 255)
-    elif shape == "ring":
-        disc(r, 255)
-        disc(0.52 * r, 0)
-    elif shape == "square":
-        polygon([(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)])
-    elif shape == "triangle":
-        polygon([(0.0, -0.95), (0.98, 0.75), (-0.98, 0.75)])
-    elif shape == "cross":
-        polygon([(-0.95, -0.32), (0.95, -0.32), (0.95, 0.32), (-0.95, 0.32)])
-        polygon([(-0.32, -0.95), (0.32, -0.95), (0.32, 0.95), (-0.32, 0.95)])
-    elif shape == "star":
-        reach = (1.08, 0.45)
-        polygon(
-            [
-                (
-                    reach[k % 2] * math.sin(k * math.pi / 5),
-                    -reach[k % 2] * math.cos(k * math.pi / 5),
-                )
-                for k in range(10)
-            ]
-        )
-    else:
-        raise ValueError(f"unknown shape {shape!r}: one of {', '.join(SHAPES)}")
-    return np.asarray(canvas.reduce(scale), dtype=np.float64) / 255
-
-
 # --- reading --------------------------------------------------------------------------------------
 
 
@@ -257,21 +245,51 @@ def read(image: Image.Image | NDArray[np.uint8]) -> Reading:
     from it to its shade); what lies far from that line is the foreground, and its colour, best
     overlapping shape, size and place are named. Raises ValueError for another size.
     """
+    pixels = _pixels(image)
+    background, foreground = _parts(pixels)
+    names = list(COLOURS)
+    colour = _shape_colour(pixels, foreground, names) or names[background]
+    shape, size, place, confidence = _best_shape(foreground)
+    pattern = _pattern(pixels, ~_grown(foreground, 3))
+    return Reading(shape, colour, size, place, names[background], pattern, confidence)
+
+
+def foreground(image: Image.Image | NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """The pixels [SIDE, SIDE] that `read` takes for the shape's."""
+    return _parts(_pixels(image))[1]
+
+
+def shows(image: Image.Image | NDArray[np.uint8], scene: Scene) -> bool:
+    """Whether a picture shows the scene's shape in its colour on its background; of all colours,
+    TAUGHT among them, the shape's is nearest to that. Pine on green is not told apart."""
+    pixels, seen = _pixels(image), read(image)
+    colour = _shape_colour(pixels, _parts(pixels)[1], [*COLOURS, *TAUGHT])
+    wanted = scene.shape, scene.colour, scene.background
+    return (seen.shape, colour, seen.background) == wanted
+
+
+def overlap(image: Image.Image | NDArray[np.uint8], at: Outline) -> float:
+    """Intersection over union, 0…1, of a picture's foreground with an outline."""
+    seen, wanted = foreground(image), covers(at)
+    return float((seen & wanted).sum() / (seen | wanted).sum())
+
+
+def _pixels(image: Image.Image | NDArray[np.uint8]) -> NDArray[np.float64]:
     picture = image.convert("RGB") if isinstance(image, Image.Image) else image
     pixels = np.asarray(picture, dtype=np.float64)
     if pixels.shape != (SIDE, SIDE, 3):
         raise ValueError(f"scenes are {SIDE}×{SIDE} RGB pictures; this one is {pixels.shape}")
+    return pixels
+
+
+def _parts(pixels: NDArray[np.float64]) -> tuple[int, NDArray[np.bool_]]:
+    """The background's colour, an index into COLOURS, and the foreground's pixels."""
     distance = np.stack([_distance_to_line(pixels, *COLOURS[c]) for c in COLOURS])
     border = np.ones((SIDE, SIDE), dtype=bool)
     border[3:-3, 3:-3] = False
-    names = list(COLOURS)
-    background = int(np.bincount(distance.argmin(0)[border], minlength=len(names)).argmax())
-    nearest_line = distance.min(0)
-    foreground = (distance[background] > 45) & (distance[background] > nearest_line + 10)
-    colour = _solid_colour(pixels, foreground, names, background)
-    shape, size, place, confidence = _best_shape(foreground)
-    pattern = _pattern(pixels, ~_grown(foreground, 3))
-    return Reading(shape, colour, size, place, names[background], pattern, confidence)
+    background = int(np.bincount(distance.argmin(0)[border], minlength=len(COLOURS)).argmax())
+    away = distance[background]
+    return background, (away > 45) & (away > distance.min(0) + 10)
 
 
 def _distance_to_line(
@@ -288,20 +306,21 @@ def _grown(mask: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
     return mask
 
 
-def _solid_colour(
-    pixels: NDArray[np.float64], foreground: NDArray[np.bool_], names: list[str], background: int
-) -> str:
+def _shape_colour(
+    pixels: NDArray[np.float64], foreground: NDArray[np.bool_], names: Iterable[str]
+) -> str | None:
+    """Which of the colours the foreground's median is nearest to."""
     inner = ~_grown(~foreground, 2)
     chosen = inner if inner.sum() >= 20 else foreground
     if not chosen.any():
-        return names[background]
+        return None
     median = np.median(pixels[chosen], axis=0)
-    return min(names, key=lambda c: float(np.linalg.norm(median - np.array(COLOURS[c][0]))))
+    return min(names, key=lambda c: float(np.linalg.norm(median - np.array(_solid(c)))))
 
 
 @cache
 def _template(shape: str, size: str) -> NDArray[np.bool_]:
-    return _mask(shape, RADIUS[size], SIDE / 2, SIDE / 2) > 0.5
+    return covers(Outline(shape, SIDE / 2, SIDE / 2, RADIUS[size]))
 
 
 def _best_shape(foreground: NDArray[np.bool_]) -> tuple[str, str, str, float]:

@@ -5,9 +5,12 @@
     python -m sdfast.export.demo.train unet --work DIR      the denoiser, on the latents of scenes
     python -m sdfast.export.demo.train save --work DIR      writes the checkpoint
 
-Every stage continues where it stopped with --resume, and writes its loss curve and a grid of
-samples as PNG into DIR. Seeds are fixed. Held-out combinations (`scenes.combinations`) are never
-drawn or described.
+    python -m sdfast.export.demo.train control --work DIR   a ControlNet for it (control.py)
+    python -m sdfast.export.demo.train lora    --work DIR   a LoRA for it (lora.py)
+
+The last two begin with the checkpoint and write beside it. Every stage continues where it stopped
+with --resume, and writes its loss curve and a grid of samples as PNG into DIR. Seeds are fixed.
+Held-out combinations (`scenes.combinations`) are never drawn or described.
 
 The text encoder is trained first, to make what a caption says (shape, colour, size, place,
 background) linearly readable from every token from the end of the text on, and then stays as it
@@ -19,8 +22,8 @@ from __future__ import annotations
 import argparse
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,29 +34,17 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from . import models, scenes
+from . import control, lora, models, scenes
 from .loop import SEED, Plan, fit
+from .sampling import DEVICE, bf16, encoded, grid, noise_error, pixels, sample
 
 PLANS = {
     "vae": Plan(steps=6500, batch=16, rate=2e-3),
     "text": Plan(steps=600, batch=64, rate=2e-3, warmup=100),
     "unet": Plan(steps=4000, batch=64, rate=1.5e-3, averaging=0.999),
+    "control": control.PLAN,
+    "lora": lora.PLAN,
 }
-
-
-def grid(pictures: np.ndarray[Any, np.dtype[np.uint8]], columns: int) -> Image.Image:
-    """uint8 [N, H, W, 3] as one picture of N / columns rows."""
-    n, height, width, _ = pictures.shape
-    rows = pictures.reshape(n // columns, columns, height, width, 3).transpose(0, 2, 1, 3, 4)
-    return Image.fromarray(rows.reshape(n // columns * height, columns * width, 3))
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _bf16() -> torch.autocast:
-    return torch.autocast(_device().type, torch.bfloat16)
 
 
 def _drawn(count: int, seed: int) -> tuple[Tensor, list[scenes.Scene]]:
@@ -64,11 +55,6 @@ def _drawn(count: int, seed: int) -> tuple[Tensor, list[scenes.Scene]]:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), chosen
 
 
-def _caption(scene: scenes.Scene, rng: random.Random) -> str:
-    loose = scene.place is None and scene.size == "large" and rng.random() < 0.5
-    return scenes.loose_caption(scene, rng) if loose else scenes.caption(scene, rng)
-
-
 # --- the autoencoder -----------------------------------------------------------------------------
 
 
@@ -76,8 +62,7 @@ def train_vae(work: Path, resume: bool, plan: Plan) -> AutoencoderKL:
     """KL + L1 + L1 of the gradients, so that edges come out crisp. Most steps see 64 × 64 crops
     around the shape, where the edges are; the last seventh sees whole pictures."""
     torch.manual_seed(SEED)
-    device = _device()
-    module = models.vae().to(device, memory_format=torch.channels_last)
+    module = models.vae().to(DEVICE, memory_format=torch.channels_last)
     with torch.no_grad():  # begin all but noiseless, else the decoder learns to ignore the latent
         module.quant_conv.bias[4:] = -6
     pictures, chosen = _drawn(6000, seed=1)
@@ -104,8 +89,8 @@ def train_vae(work: Path, resume: bool, plan: Plan) -> AutoencoderKL:
             x = torch.stack(parts)
         else:
             x = pictures[batch]
-        x = x.to(device).float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
-        with _bf16():
+        x = x.to(DEVICE).float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
+        with bf16():
             y, mean, logvar = forward(x)
         y, mean, logvar = y.float(), mean.float(), logvar.float()
         edges = sum(((y - x).diff(dim=axis)).abs().mean() for axis in (2, 3))
@@ -115,20 +100,15 @@ def train_vae(work: Path, resume: bool, plan: Plan) -> AutoencoderKL:
     def show(best: nn.Module) -> Image.Image:
         assert isinstance(best, AutoencoderKL)
         with torch.no_grad():
-            x = pictures[:16].to(device).float().div(127.5).sub(1)
+            x = pictures[:16].to(DEVICE).float().div(127.5).sub(1)
             y = best.decode(best.encode(x).latent_dist.mean).sample
         error = (y.clamp(-1, 1) - x).square().mean().item() / 4
         print(f"vae reconstruction {-10 * math.log10(error):.2f} dB", flush=True)
-        return grid(np.concatenate([_pixels(x), _pixels(y)]), 8)
+        return grid(np.concatenate([pixels(x), pixels(y)]), 8)
 
     trained = fit("vae", plan, module, loss_of, work, resume, show)
     assert isinstance(trained, AutoencoderKL)
     return trained
-
-
-def _pixels(x: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    scaled = (x.float() / 2 + 0.5).clamp(0, 1).mul(255).round().byte()
-    return scaled.permute(0, 2, 3, 1).cpu().numpy()
 
 
 # --- the text encoder ----------------------------------------------------------------------------
@@ -159,15 +139,15 @@ def _labels(scene: scenes.Scene) -> list[int]:
 def train_text(work: Path, resume: bool, plan: Plan, tokenizer: Tokenizer) -> CLIPTextModel:
     """Cross-entropy of the attributes, read from every token from the end of the text on."""
     torch.manual_seed(SEED)
-    module = Reader(models.text_encoder(tokenizer.get_vocab_size())).to(_device())
+    module = Reader(models.text_encoder(tokenizer.get_vocab_size())).to(DEVICE)
     end = tokenizer.token_to_id(models.END)
 
     def loss_of(step: int) -> Tensor:
         rng = random.Random(SEED * 1_000_003 + step)
         chosen = [scenes.sample(rng) for _ in range(plan.batch)]
-        ids = models.tokens(tokenizer, [_caption(s, rng) for s in chosen]).to(_device())
-        labels = torch.tensor([_labels(s) for s in chosen], device=_device())
-        with _bf16():
+        ids = models.tokens(tokenizer, [scenes.any_caption(s, rng) for s in chosen]).to(DEVICE)
+        labels = torch.tensor([_labels(s) for s in chosen], device=DEVICE)
+        with bf16():
             context = module.text(ids).last_hidden_state
             after = ids == end
             owner = after.nonzero()[:, 0]
@@ -193,31 +173,21 @@ def train_unet(
     text: CLIPTextModel,
     autoencoder: AutoencoderKL,
 ) -> UNet2DConditionModel:
-    """Epsilon prediction with min-SNR weights (arXiv:2303.09556, γ = 5); one caption in ten is
-    empty, so that guidance works."""
+    """Epsilon prediction; one caption in ten is empty, so that guidance works."""
     torch.manual_seed(SEED)
-    device = _device()
     latents, chosen = _latents(work, autoencoder)
-    module = models.unet().to(device, memory_format=torch.channels_last)
-    alphas = models.SCHEDULER.alphas_cumprod.to(device)
-    text = text.to(device).requires_grad_(False)
+    module = models.unet().to(DEVICE, memory_format=torch.channels_last)
+    text = text.to(DEVICE).requires_grad_(False)
 
     def loss_of(step: int) -> Tensor:
         rng = random.Random(SEED * 1_000_003 + step)
         picked = [rng.randrange(len(latents)) for _ in range(plan.batch)]
-        words = ["" if rng.random() < 0.1 else _caption(chosen[k], rng) for k in picked]
-        ids = models.tokens(tokenizer, words).to(device)
-        x = latents[picked].to(device).float().contiguous(memory_format=torch.channels_last)
-        t = torch.randint(0, len(alphas), (plan.batch,), device=device)
-        noise = torch.randn_like(x)
-        kept = alphas[t][:, None, None, None]
-        with _bf16():
-            with torch.no_grad():
-                context = text(ids).last_hidden_state
-            predicted = module(kept.sqrt() * x + (1 - kept).sqrt() * noise, t, context).sample
-        snr = alphas[t] / (1 - alphas[t])
-        each = (predicted.float() - noise).square().mean((1, 2, 3))
-        return (each * snr.clamp(max=5) / snr).mean()
+        words = ["" if rng.random() < 0.1 else scenes.any_caption(chosen[k], rng) for k in picked]
+        ids = models.tokens(tokenizer, words).to(DEVICE)
+        x = latents[picked].to(DEVICE).float().contiguous(memory_format=torch.channels_last)
+        with torch.no_grad(), bf16():
+            context = text(ids).last_hidden_state
+        return noise_error(module, x, context)
 
     def show(best: nn.Module) -> Image.Image:
         assert isinstance(best, UNet2DConditionModel)
@@ -243,8 +213,8 @@ def _latents(work: Path, autoencoder: AutoencoderKL) -> tuple[Tensor, list[scene
     if kept.exists():
         means = torch.load(kept, weights_only=True)
     else:
-        with torch.no_grad(), _bf16():
-            means = torch.cat([_encoded(autoencoder, part) for part in pictures.split(50)])
+        with torch.no_grad(), bf16():
+            means = torch.cat([encoded(autoencoder, part) for part in pictures.split(50)])
         torch.save(means, kept)
     factor = _scaling(means)
     autoencoder.register_to_config(scaling_factor=factor)
@@ -254,42 +224,6 @@ def _latents(work: Path, autoencoder: AutoencoderKL) -> tuple[Tensor, list[scene
 def _scaling(means: Tensor) -> float:
     """What brings latents to unit deviation."""
     return round(1 / means.std().item(), 5)
-
-
-def _encoded(autoencoder: AutoencoderKL, pictures: Tensor) -> Tensor:
-    x = (
-        pictures.to(_device())
-        .float()
-        .div(127.5)
-        .sub(1)
-        .contiguous(memory_format=torch.channels_last)
-    )
-    return autoencoder.encode(x).latent_dist.mean.float().cpu()
-
-
-@torch.no_grad()
-def sample(
-    denoiser: UNet2DConditionModel,
-    autoencoder: AutoencoderKL,
-    text: CLIPTextModel,
-    tokenizer: Tokenizer,
-    prompts: list[str],
-    guidance: float = 4.0,
-    steps: int = 20,
-) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """One picture a prompt with DDIM, uint8 [N, 128, 128, 3]: what training looks at. The runtime
-    is what draws pictures for users."""
-    device = _device()
-    generator = torch.Generator().manual_seed(SEED)
-    x = torch.randn(len(prompts), 4, 16, 16, generator=generator).to(device)
-    words = models.tokens(tokenizer, [""] * len(prompts) + prompts).to(device)
-    context = text(words).last_hidden_state
-    models.SCHEDULER.set_timesteps(steps)
-    for t in models.SCHEDULER.timesteps:
-        with _bf16():
-            unguided, guided = denoiser(torch.cat([x, x]), t, context).sample.float().chunk(2)
-        x = models.SCHEDULER.step(unguided + guidance * (guided - unguided), t, x).prev_sample
-    return _pixels(autoencoder.decode(x / autoencoder.config.scaling_factor).sample)
 
 
 # --- the command ---------------------------------------------------------------------------------
@@ -309,13 +243,17 @@ def main() -> None:
     def plan(stage: str) -> Plan:
         chosen = PLANS[stage]
         if given.steps and stage == given.stage:
-            chosen = Plan(given.steps, chosen.batch, chosen.rate, chosen.warmup, chosen.averaging)
+            chosen = replace(chosen, steps=given.steps)
         return chosen
 
     if given.stage == "vae":
         train_vae(given.work, given.resume, plan("vae"))
     elif given.stage == "text":
         train_text(given.work, given.resume, plan("text"), tokenizer)
+    elif given.stage == "control":
+        control.save(control.train(given.work, given.resume, plan("control")))
+    elif given.stage == "lora":
+        lora.save(lora.train(given.work, given.resume, plan("lora")))
     else:
         autoencoder, text = _finished(given.work, tokenizer)
         if given.stage == "unet":
@@ -335,7 +273,7 @@ def _finished(work: Path, tokenizer: Tokenizer) -> tuple[AutoencoderKL, CLIPText
     autoencoder.load_state_dict(torch.load(work / "vae.pt", weights_only=True)["module"])
     reader = Reader(models.text_encoder(tokenizer.get_vocab_size()))
     reader.load_state_dict(torch.load(work / "text.pt", weights_only=True)["module"])
-    return autoencoder.eval().to(_device()), reader.text.eval().to(_device())
+    return autoencoder.eval().to(DEVICE), reader.text.eval().to(DEVICE)
 
 
 if __name__ == "__main__":
