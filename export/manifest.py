@@ -35,6 +35,7 @@ def describe(name: str, checkpoint: Checkpoint, recipe: Recipe) -> Manifest:
             **{library: version(library).partition("+")[0] for library in ("torch", "diffusers")},
         },
         notes=(),
+        palette=None if recipe.palette is None else dict(recipe.palette),
     )
 
 

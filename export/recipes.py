@@ -47,6 +47,7 @@ _ENCODERS = {
     "sdxl": ("text_encoder", "text_encoder_2"),
     "sdxl-refiner": ("text_encoder_2",),
 }
+_LEVEL = Range(0, 255, whole=True)
 _BATCH, _SIDE = Range(1, 1024, whole=True), Range(_LATENT, 16384, whole=True)
 _STEPS, _GUIDANCE = Range(1, MAX_STEPS, whole=True), Range(0, 100)
 
@@ -74,6 +75,7 @@ class Recipe:
     profiles: "batch" in pictures, "height" and "width" in pixels
     defaults: what a request leaves open; None for a ControlNet alone
     purpose: what it is for, in a few words
+    palette: of a ControlNet for semantic maps, each class's colour (red, green, blue)
     """
 
     name: str
@@ -85,6 +87,7 @@ class Recipe:
     profiles: Mapping[str, Profile]
     defaults: Defaults | None
     purpose: str = ""
+    palette: Mapping[str, tuple[int, int, int]] | None = None
 
 
 def names() -> tuple[str, ...]:
@@ -249,7 +252,7 @@ _FORM = tuple(f.name for f in fields(_Form))
 
 def _recipe(root: Value, backend: str) -> Recipe:
     keys = ("purpose", "family", "networks", *_FORM, "profiles")
-    given = root.entries(keys, ("defaults", "backend"))
+    given = root.entries(keys, ("defaults", "backend", "palette"))
     family = given["family"].within(Choice(FAMILIES))
     listed = _networks(given["networks"], family)
     form = _form({key: given[key] for key in _FORM}, listed, None)
@@ -278,7 +281,18 @@ def _recipe(root: Value, backend: str) -> Recipe:
         profiles=profiles,
         defaults=_defaults(root, given.get("defaults"), "unet" in listed),
         purpose=given["purpose"].text(),
+        palette=_palette(given["palette"]) if "palette" in given else None,
     )
+
+
+def _palette(value: Value) -> dict[str, tuple[int, int, int]]:
+    if not isinstance(value.value, dict):
+        raise value.wrong(f"is {value.value!r}; it must be a table of colours by class")
+    for name, colour in value.value.items():
+        one = replace(value, key=f"{value.key}.{name}", value=colour)
+        if not isinstance(colour, list) or len(colour) != 3 or any(c not in _LEVEL for c in colour):
+            raise one.wrong(f"is {colour!r}; it must be [red, green, blue], each from 0 to 255")
+    return {name: (colour[0], colour[1], colour[2]) for name, colour in value.value.items()}
 
 
 def _of_network(name: str, listed: Mapping[str, str], backend: str) -> str:

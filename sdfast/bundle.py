@@ -172,6 +172,7 @@ class Manifest:
     tokenizers: by text encoder
     files: the sha256 of every other file, by relative path
     source: what it was exported from, and with what
+    palette: of a ControlNet for semantic maps, the colour (red, green, blue) of each class
     notes: what the export reported, as LoRA merged and layers kept in float32
     preview: None where the bundle decodes nothing, and in bundles of before there were previews
     """
@@ -192,6 +193,7 @@ class Manifest:
     source: dict[str, str]
     notes: tuple[str, ...]
     preview: Preview | None = None
+    palette: dict[str, tuple[int, int, int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -344,6 +346,9 @@ def _wrong_values(manifest: Manifest) -> Iterator[str]:
             yield "preview must be finite"
         if preview.scale is not None and preview.scale <= 0:
             yield "preview.scale must be above 0"
+    for colour in (manifest.palette or {}).values():
+        if not all(0 <= level <= 255 for level in colour):
+            yield "palette must be of levels from 0 to 255"
     if manifest.task != "control":
         for name in ("betas", "context", "defaults"):
             if getattr(manifest, name) is None:

@@ -124,6 +124,20 @@ def check(control: Bundle, bundle: Bundle) -> None:
         raise InvalidRequest(f"bundle {control.name} is of an older sdfast: export it again")
 
 
+def check_palette(picture: Image.Image, bundle: Bundle) -> None:
+    """Raises InvalidRequest for a semantic map with a colour that is no class of the ControlNet."""
+    if (palette := bundle.manifest.palette) is None:
+        return
+    found = picture.getcolors(picture.width * picture.height) or []
+    known = set(palette.values())
+    if odd := [colour for _, colour in found if colour not in known]:
+        classes = ", ".join(f"{name} {colour}" for name, colour in palette.items())
+        raise InvalidRequest(
+            f"control's image has the colour {odd[0]}, which is no class of bundle {bundle.name}; "
+            f"its classes are {classes}: paint the map in these, without smooth edges"
+        )
+
+
 def residuals(control: Bundle, rows: int, sides: tuple[int, int]) -> dict[str, Tensor]:
     """Memory for what a ControlNet adds, by name, for latents of these sides.
 

@@ -25,6 +25,7 @@ class Steering:
         beside = [opened.beside(one.bundle) for one in request.controls]
         for one in beside:
             control.check(one.bundle, opened.bundle)
+        self._bundles = [one.bundle for one in beside]
         rows, _, *lengths = unet["latent"].shape
         sides = lengths[0], lengths[1]
         size = (request.height, request.width)
@@ -52,6 +53,7 @@ class Steering:
     def tell(self, request: Resolved) -> None:
         """Takes a request's pictures and weights."""
         for k, one in enumerate(request.controls):
+            control.check_palette(one.picture, self._bundles[k])
             target = memoryview(self._tensors[f"{k}:condition"]).cast("B")
             planes = (plane.point(lambda v: v / 255, "F") for plane in one.picture.split())
             row = b"".join(plane.tobytes() for plane in planes)
