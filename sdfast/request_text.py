@@ -132,6 +132,19 @@ def _second(text: str) -> dict[str, Any]:
     return {**scale, **named(others if scale else [first, *others])}
 
 
+def _controls(text: str) -> list[dict[str, Any]]:
+    """Of each control a bundle and its map, and what else it has by name."""
+    return [_control(part) for part in text.split(";")]
+
+
+def _control(text: str) -> dict[str, Any]:
+    first, *others = text.split(" ")
+    bundle, equals, image = first.partition("=")
+    if not (bundle and equals and image):
+        raise ValueError(text)
+    return {"bundle": bundle, "image": image, **named(other for other in others if other)}
+
+
 _TEXT = Form(str, "text")
 _WORD = Form(str, "a name", _parts)
 _WHOLE = Form(int, "a whole number", _parts)
@@ -171,6 +184,9 @@ FORMS: Mapping[str, Form] = {
     "mask_margin": _WHOLE,
     "outpaint": Form(_sides, "pixels on the left, top, right and bottom, as 0,0,64,0"),
     "clip_skip": _WHOLE,
+    "control": Form(
+        _controls, "BUNDLE=MAP, as demo-control=map.png weight=0.8, with ; between several"
+    ),
     "hires": Form(_second, "a scale and what else differs, as 2 strength=0.4 steps=10"),
 }
 """Of every parameter of a Request."""

@@ -16,13 +16,15 @@ _C = TypeVar("_C", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class _Parameter:
-    """A parameter of Request as an option. bare: what it is where no value follows it."""
+    """A parameter of Request as an option. bare: what it is where no value follows it; joined:
+    what is put between the values of one that is given several times, which are one value then."""
 
     flag: str
     name: str
     metavar: str
     help: str
     bare: str | None = None
+    joined: str | None = None
 
 
 _PARAMETERS = (
@@ -86,6 +88,12 @@ _PARAMETERS = (
         "Pixels to put around --image and draw, on its left, top, right and bottom.",
     ),
     _Parameter(
+        *("--control", "control", "BUNDLE=MAP [NAME=VALUE …]"),
+        "Steer by a ControlNet's bundle and a picture, with weight=, start=, end= or "
+        "preprocess=canny; may be given again.",
+        joined=";",
+    ),
+    _Parameter(
         *("--hires", "hires", "SCALE [NAME=VALUE …]"),
         'Draw the picture again at its size times SCALE, as in "2 strength=0.4 steps=10".',
     ),
@@ -123,15 +131,24 @@ def _one(parameter: _Parameter) -> Callable[[_C], _C]:
     def one(_: click.Context, option: click.Parameter, text: Any) -> Any:
         if parameter.name in _OWN:
             return named(text) or None
+        text = _joined(parameter, text)
         return None if text is None else read(parameter.name, text, option.opts[0])
 
-    return _option(parameter, one, parameter.name in _OWN)
+    return _option(parameter, one, parameter.name in _OWN or parameter.joined is not None)
+
+
+def _joined(parameter: _Parameter, text: Any) -> Any:
+    if parameter.joined is None:
+        return text
+    return parameter.joined.join(text) if text else None
 
 
 def _several(parameter: _Parameter) -> Callable[[_C], _C]:
     def several(_: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> Any:
         if parameter.name in _OWN:
             return named_several(texts)
+        if parameter.joined is not None:
+            texts = (parameter.joined.join(texts),) if texts else ()
         return tuple(
             value for text in texts for value in read_several(parameter.name, text, option.opts[0])
         )
