@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from . import backends, checks, checksums, compiled, loras, previews, samplers, store
+from . import backends, checks, checksums, compiled, previews, samplers, store
 from .bundle import Bundle
 from .canvas import Canvas
 from .composition import Script, script
@@ -171,9 +171,8 @@ class Pipeline:
                 return CpuPlans(opened, tile)
             return GpuPlans(opened, options.gpu, tile, graphs)
 
-        folders = [bundle.path / loras.FOLDER, *([lora_dir] if lora_dir else [])]
         memory = store.home() / checksums.MEMORY
-        self._variants = Variants(self._opened, plans, folders, memory)
+        self._variants = Variants(self._opened, plans, lora_dir, memory)
 
     def __call__(
         self,

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from . import loras, prompts
+from . import prompts
 from .conditioning import Conditions, TextEncoder, load_tokenizer
 from .errors import InvalidRequest, LoraError
 from .opened import Opened
 from .plans import Plans
 
-KEPT = 3  # sets of LoRA whose engines stay open: the one that was used longest ago makes room
+if TYPE_CHECKING:  # who uses none does not load NumPy for it
+    from . import loras
+
+KEPT = 2  # sets of LoRA whose engines stay open: the one that was used longest ago makes room
 
 
 class Variant:
@@ -48,7 +52,7 @@ class Variants:
     """The plain variant, and the latest ones with LoRA.
 
     plans: makes those of a variant's engines
-    folders: where files of LoRA are looked for
+    folder: where files of LoRA are looked for, beside the bundle's own; None for nowhere else
     memory: where digests of large files are kept (`checksums`)
     """
 
@@ -56,10 +60,10 @@ class Variants:
         self,
         opened: Opened,
         plans: Callable[[Opened], Plans],
-        folders: Sequence[Path],
+        folder: Path | None,
         memory: Path | None,
     ) -> None:
-        self._make, self._folders, self._memory = plans, tuple(folders), memory
+        self._make, self._folder, self._memory = plans, folder, memory
         self.plain = Variant(opened, plans(opened))
         self._kept: dict[loras.Key, Variant] = {}
 
@@ -67,6 +71,8 @@ class Variants:
         """That with the LoRA which a prompt names. Raises LoraError or InvalidRequest."""
         if not named:
             return self.plain
+        from . import loras
+
         files = [self._found(one) for one in named]
         key = loras.key(files, self._memory)
         if (variant := self._kept.pop(key, None)) is None:
@@ -80,8 +86,12 @@ class Variants:
         return variant
 
     def _found(self, named: prompts.Lora) -> loras.Lora:
+        from . import loras
+
+        own = self.plain.opened.bundle.path / loras.FOLDER
+        folders = [own] if self._folder is None else [own, self._folder]
         try:
-            return loras.Lora(loras.find(named.name, self._folders), named.weight)
+            return loras.Lora(loras.find(named.name, folders), named.weight)
         except LoraError as error:
             raise InvalidRequest(f"the prompt, column {named.column}: {error}") from error
 

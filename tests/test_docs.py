@@ -27,7 +27,7 @@ def run(command: str) -> None:
     assert done.exit_code == 0, done.output
 
 
-@pytest.mark.parametrize("page", ["pictures", "control", "prompts", "lora"])
+@pytest.mark.parametrize("page", ["pictures", "control", "prompts"])
 def test_the_commands_of_a_page_draw_its_pictures(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
