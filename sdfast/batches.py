@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from . import images
+from . import canvas, images
 from .errors import Cancelled, InvalidRequest, OutputError, SdfastError
 from .picture_folder import Folder, Origin, Record, digest_of
 from .prompt_files import Row
@@ -93,7 +93,7 @@ def _resolved(
 def _name(request: Resolved, origin: Origin) -> str:
     """The prompt's beginning, for people, and the digest."""
     shaped_by = {
-        "request": request.as_request().to_dict(),
+        "request": _by_content(request),
         "bundle": origin.bundle_digest,
         "precision": origin.precision,
     }
@@ -102,6 +102,20 @@ def _name(request: Resolved, origin: Origin) -> str:
 
 
 # What pictures of one plan may differ in, but for whether there is guidance.
+def _by_content(request: Resolved) -> dict[str, Any]:
+    """A request's values with its pictures' pixels in the place of their paths."""
+    values = request.as_request().to_dict()
+    for name, given in (("image", request.image), ("mask", request.mask)):
+        if given is not None:
+            values[name] = canvas.told(canvas.opened(name, given))
+    if request.controls:
+        maps = [canvas.told(one.picture) for one in request.controls]
+        values["control"] = [
+            {**v, "image": m} for v, m in zip(values["control"], maps, strict=True)
+        ]
+    return values
+
+
 _WORDS = ("prompt", "negative_prompt", "guidance", "guidance_rescale", "guidance_interval", "seed")
 
 

@@ -245,3 +245,16 @@ def test_rows_and_images_take_the_sides_that_axes_leave(demo: sdfast.Pipeline) -
         [(0, 0), (0, 1), (1, 0)],
     ]
     assert list(sweeps.grids(pictures, [STAR], (), lambda _: None)) == []
+
+
+def test_a_picture_that_is_drawn_from_another_is_named_by_its_pixels(
+    demo: sdfast.Pipeline, tmp_path: Path
+) -> None:
+    file = tmp_path / "given.png"
+
+    def name(colour: str) -> str:
+        Image.new("RGB", (128, 128), colour).save(file)
+        (picture,) = expanded(demo, Row("line 1", {"prompt": "a star", "image": str(file)}))
+        return picture.name
+
+    assert name("red") == name("red") != name("blue")
