@@ -32,7 +32,7 @@ def test_a_bundle_in_the_store_is_found_by_name(
     (tmp_path / "bundles").mkdir()
     copied.rename(tmp_path / "bundles" / "mine")
     assert store.load("mine").path == tmp_path / "bundles" / "mine"
-    assert store.names() == ("demo", "mine")
+    assert store.names() == ("demo", "demo-control", "mine")
 
 
 @pytest.mark.parametrize("name", ["dmo", "", "/nowhere/at/all", "../demo", "."])

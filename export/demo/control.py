@@ -68,9 +68,9 @@ def controlled(
     return denoise
 
 
-def condition(outlines: list[outlines.Outline]) -> Tensor:
-    """The outlines' segmentations as f32 [B, 3, SIDE, SIDE], 0…1."""
-    maps = np.stack([np.asarray(outlines.segmentation(at)) for at in outlines])
+def condition(places: list[outlines.Outline]) -> Tensor:
+    """Their segmentations as f32 [B, 3, SIDE, SIDE], 0…1."""
+    maps = np.stack([np.asarray(outlines.segmentation(at)) for at in places])
     found = torch.from_numpy(maps).permute(0, 3, 1, 2).to(DEVICE).float().div(255)
     return found.contiguous(memory_format=torch.channels_last)
 
@@ -96,9 +96,9 @@ def train(work: Path, resume: bool, plan: Plan) -> ControlNetModel:
     model = models.load()
     denoiser = model.denoiser.to(DEVICE, memory_format=torch.channels_last)
     module = network(denoiser).to(DEVICE, memory_format=torch.channels_last)
-    chosen, outlines = _scenes(PICTURES, seed=11, held_out=False)
+    chosen, places = _scenes(PICTURES, seed=11, held_out=False)
     pictures = np.stack(
-        [np.asarray(scenes.paint(s, at)) for s, at in zip(chosen, outlines, strict=True)]
+        [np.asarray(scenes.paint(s, at)) for s, at in zip(chosen, places, strict=True)]
     )
     parts = torch.from_numpy(pictures).permute(0, 3, 1, 2).split(50)
     with torch.no_grad(), bf16():
@@ -113,19 +113,19 @@ def train(work: Path, resume: bool, plan: Plan) -> ControlNetModel:
         x = latents[picked].to(DEVICE).contiguous(memory_format=torch.channels_last)
         with torch.no_grad(), bf16():
             context = model.text(ids).last_hidden_state
-        maps = condition([outlines[k] for k in picked])
+        maps = condition([places[k] for k in picked])
         return noise_error(controlled(denoiser, module, maps), x, context)
 
     def show(best: nn.Module) -> Image.Image:
-        wanted, places = _scenes(24, seed=7, held_out=True)
+        wanted, there = _scenes(24, seed=7, held_out=True)
         rng = random.Random(7)
         prompts = [scenes.loose_caption(scene, rng) for scene in wanted]
-        maps = condition(places)
+        maps = condition(there)
         steered = controlled(denoiser, best, maps)
         drawn = sample(steered, model.autoencoder, model.text, model.tokenizer, prompts)
-        overlaps = [scenes.overlap(p, at) for p, at in zip(drawn, places, strict=True)]
+        overlaps = [scenes.overlap(p, at) for p, at in zip(drawn, there, strict=True)]
         print(f"control overlaps {np.round(np.sort(overlaps), 2).tolist()}", flush=True)
-        shown = np.stack([np.asarray(outlines.segmentation(at)) for at in places])
+        shown = np.stack([np.asarray(outlines.segmentation(at)) for at in there])
         return grid(np.stack([shown, drawn], axis=1).reshape(-1, *drawn.shape[1:]), 8)
 
     trained = fit("control", plan, module, loss_of, work, resume, show)
