@@ -39,8 +39,8 @@ COLOURS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "black": ((25, 25, 25), (85, 85, 85)),
 }
 
-# Colours that shapes have with a LoRA alone: green's shade, which has no name without it.
-TAUGHT: dict[str, tuple[int, int, int]] = {"pine": (15, 105, 45)}
+# Colours that shapes have with a LoRA alone: between green and its shade.
+TAUGHT: dict[str, tuple[int, int, int]] = {"pine": (22, 122, 52)}
 
 RADIUS = {"small": 15.0, "large": 28.0}  # pixels, the shape's circumscribed circle
 GRID = (33.0, 64.0, 95.0)  # pixels, centres of the nine places
@@ -261,7 +261,7 @@ def foreground(image: Image.Image | NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 def shows(image: Image.Image | NDArray[np.uint8], scene: Scene) -> bool:
     """Whether a picture shows the scene's shape in its colour on its background; of all colours,
-    TAUGHT among them, the shape's is nearest to that. Pine on green is not told apart."""
+    TAUGHT among them, the shape's is nearest to that."""
     pixels, seen = _pixels(image), read(image)
     colour = _shape_colour(pixels, _parts(pixels)[1], [*COLOURS, *TAUGHT])
     wanted = scene.shape, scene.colour, scene.background
