@@ -27,11 +27,12 @@ def run(command: str) -> None:
     assert done.exit_code == 0, done.output
 
 
-@pytest.mark.parametrize("page", ["pictures", "control", "prompts"])
+@pytest.mark.parametrize("page", ["pictures", "control", "prompts", "lora"])
 def test_the_commands_of_a_page_draw_its_pictures(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "export").symlink_to(DOCS.parent / "export")
     text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
     commands = [c for c in COMMAND.findall(text) if "--bundle ./" not in c]
     assert commands

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from sdfast.export import lora, sources
+import sdfast
+from sdfast.export import export, lora, sources
 from sdfast.export.demo import lora as taught
 from sdfast.export.demo import models, scenes
 from sdfast.export.demo.sampling import Denoiser, sample
@@ -52,6 +55,36 @@ def test_shapes_are_pine_with_it_alone(merged: Denoiser) -> None:
 
 def test_other_colours_stay(merged: Denoiser) -> None:
     assert right(merged, in_old_colours(8, seed=42)) >= 7
+
+
+def test_at_run_time_it_draws_what_it_draws_merged(tmp_path: Path) -> None:
+    bundle = export(models.CHECKPOINT, tmp_path / "pine", recipe="demo", loras=[(taught.FILE, 1.0)])
+    prompt = "a large pine star on a blue background"
+    call = {"seed": 1, "steps": 8}
+    folder = taught.FILE.parent
+    for backend in ("onnxruntime", "openvino"):
+        together = sdfast.load("demo", backend, precision="fp32", lora_dir=folder)
+        merged = sdfast.load(bundle.path, backend, precision="fp32")
+        plain, got, want = (
+            np.asarray(pipe(text, **call).images[0], np.int16)
+            for pipe, text in (
+                (together, prompt),
+                (together, f"{prompt} <lora:pine>"),
+                (merged, prompt),
+            )
+        )
+        assert np.abs(got - want).max() <= 1
+        assert np.abs(got - plain).max() > 50
+        assert together(prompt, **call).images[0].tobytes() == plain.astype(np.uint8).tobytes()
+
+
+def test_at_run_time_shapes_are_pine() -> None:
+    pipe, rng = sdfast.load("demo", lora_dir=taught.FILE.parent), random.Random(6)
+    asked = in_pine(10, seed=45)
+    prompts = [f"{scenes.any_caption(scene, rng)} <lora:pine:1>" for scene in asked]
+    drawn = [pipe(prompt, seed=k).images[0] for k, prompt in enumerate(prompts)]
+    pairs = zip(drawn, asked, strict=True)
+    assert sum(scenes.shows(np.asarray(p), scene) for p, scene in pairs) >= 8
 
 
 @pytest.mark.slow
