@@ -109,7 +109,7 @@ def _by_content(request: Resolved) -> dict[str, Any]:
         if given is not None:
             values[name] = canvas.told(canvas.opened(name, given))
     if request.controls:
-        maps = [canvas.told(one.picture) for one in request.controls]
+        maps = [[canvas.told(p) for p in one.pictures] for one in request.controls]
         values["control"] = [
             {**v, "image": m} for v, m in zip(values["control"], maps, strict=True)
         ]

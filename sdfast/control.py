@@ -24,16 +24,16 @@ _LOW, _HIGH = 100, 200  # of canny's hysteresis, which ControlNets for it were t
 
 @dataclass(frozen=True)
 class Control:
-    """One picture that steers.
+    """What one ControlNet says.
 
-    bundle: of the ControlNet, by name or path
-    picture: RGB, of the size that is drawn
+    bundle: its own, by name or path
+    pictures: RGB, of the size that is drawn; one for all images, or one for each
     weight: its residuals are multiplied by, −2…2
     start, end: the part of the steps that it acts in, 0…1
     """
 
     bundle: str
-    picture: Image.Image
+    pictures: tuple[Image.Image, ...]
     weight: float
     start: float
     end: float
@@ -43,8 +43,8 @@ class Control:
         return step / steps >= self.start and (step + 1) / steps <= self.end
 
 
-def controls(given: object, size: Size) -> tuple[Control, ...]:
-    """Those of a request for pictures of that size. Raises InvalidRequest."""
+def controls(given: object, size: Size, count: int) -> tuple[Control, ...]:
+    """Those of a request for `count` images of that size. Raises InvalidRequest."""
     if given is None:
         return ()
     several = [given] if isinstance(given, Mapping) else given
@@ -52,10 +52,10 @@ def controls(given: object, size: Size) -> tuple[Control, ...]:
         raise InvalidRequest(f"control is {given!r}; it must be one set of values, or several")
     if len(several) > MOST:
         raise InvalidRequest(f"there are {len(several)} controls; {MOST} are allowed")
-    return tuple(_control(one, size) for one in several)
+    return tuple(_control(one, size, count) for one in several)
 
 
-def _control(given: object, size: Size) -> Control:
+def _control(given: object, size: Size, count: int) -> Control:
     values = checks.by_name("control", given)
     if odd := [name for name in values if name not in KEYS]:
         raise InvalidRequest(
@@ -72,20 +72,30 @@ def _control(given: object, size: Size) -> Control:
             f"preprocess is {how!r}{nearest(str(how), PREPROCESSORS)}; it must be one of "
             f"{', '.join(PREPROCESSORS)}, or be left out for a picture that is a map already"
         )
-    # A map's colours and edges are to stay what they are.
-    sharp = Image.Resampling.LANCZOS if how else Image.Resampling.NEAREST
-    picture = fitted(opened("control's image", values["image"]), size, "crop", sharp)
+    maps = values["image"] if isinstance(values["image"], list | tuple) else [values["image"]]
+    if len(maps) not in (1, count):
+        raise InvalidRequest(
+            f"control has {len(maps)} images; give one for all, or one for each of the {count} "
+            "that are drawn"
+        )
     start = checks.number("control's start", values.get("start", 0), 0, 1)
     end = checks.number("control's end", values.get("end", 1), 0, 1)
     if start >= end:
         raise InvalidRequest(f"control's start is {start} and its end {end}: start before the end")
     return Control(
         checks.text("control's bundle", values["bundle"]),
-        canny(picture) if how == "canny" else picture,
+        tuple(_map(one, size, how) for one in maps),
         checks.number("control's weight", values.get("weight", 1), -2, 2),
         start,
         end,
     )
+
+
+def _map(image: object, size: Size, how: object) -> Image.Image:
+    # A map's colours and edges are to stay what they are.
+    sharp = Image.Resampling.LANCZOS if how else Image.Resampling.NEAREST
+    picture = fitted(opened("control's image", image), size, "crop", sharp)
+    return canny(picture) if how == "canny" else picture
 
 
 def canny(picture: Image.Image) -> Image.Image:
@@ -179,4 +189,8 @@ def told(given: Any, tell: Callable[[Any], Any]) -> Any:
     if given is None:
         return None
     several = [given] if isinstance(given, Mapping) else given
-    return [{**one, "image": tell(one.get("image"))} for one in several]
+
+    def maps(image: Any) -> Any:
+        return [tell(one) for one in image] if isinstance(image, list | tuple) else tell(image)
+
+    return [{**one, "image": maps(one.get("image"))} for one in several]

@@ -272,7 +272,7 @@ def resolve(request: Request, bundle: Bundle, precision: str = "fp32") -> Resolv
         hires=given.hires,
         clip_skip=checks.whole("clip_skip", given.clip_skip, 0, 11),
         control=given.control,
-        controls=_controls(given, begin),
+        controls=_controls(given, begin, checks.whole("count", given.count, 1, MAX_COUNT)),
         tiled=_tiled(given, begin, sizes),
         canvas=begin.canvas,
         from_picture=begin.from_picture,
@@ -336,8 +336,8 @@ def _tiled(given: Request, begin: Start, sizes: Sizes) -> bool:
     return found
 
 
-def _controls(given: Request, begin: Start) -> tuple[Control, ...]:
-    found = control.controls(given.control, (begin.width, begin.height))
+def _controls(given: Request, begin: Start, count: int) -> tuple[Control, ...]:
+    found = control.controls(given.control, (begin.width, begin.height), count)
     if found and given.cache != 1:
         raise InvalidRequest(
             "control changes every evaluation of the network, so that none can be cached: leave "

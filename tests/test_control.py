@@ -19,7 +19,7 @@ SIZE = (128, 128)
 
 
 def one(**given: Any) -> control.Control:
-    (found,) = control.controls({"bundle": "demo-control", "image": MAP, **given}, SIZE)
+    (found,) = control.controls({"bundle": "demo-control", "image": MAP, **given}, SIZE, 2)
     return found
 
 
@@ -59,7 +59,7 @@ def test_residuals_are_of_the_levels_of_the_unet() -> None:
 def test_a_map_is_scaled_without_new_colours() -> None:
     small = Image.new("RGB", (40, 30), (0, 0, 0))
     small.paste((255, 0, 0), (10, 10, 20, 20))
-    colours = {colour for _, colour in one(image=small).picture.getcolors() or []}
+    colours = {colour for _, colour in one(image=small).pictures[0].getcolors() or []}
     assert colours == {(0, 0, 0), (255, 0, 0)}
 
 
@@ -67,7 +67,7 @@ def test_edges_of_a_picture_are_white_on_black() -> None:
     pytest.importorskip("cv2")
     picture = Image.new("RGB", SIZE, "blue")
     ImageDraw.Draw(picture).rectangle((40, 40, 90, 90), fill="yellow")
-    edges = np.asarray(one(image=picture, preprocess="canny").picture)
+    edges = np.asarray(one(image=picture, preprocess="canny").pictures[0])
     assert set(edges.flat) == {0, 255}
     rows, columns, _ = np.nonzero(edges)
     assert {int(rows.min()), int(columns.min())} <= {38, 39, 40, 41}
@@ -96,12 +96,13 @@ def test_a_request_with_control_goes_to_json_and_back() -> None:
         ({"bundle": "x", "image": MAP, "start": 0.5, "end": 0.5}, "start before the end"),
         ({"bundle": "x", "image": MAP, "preprocess": "depth"}, "it must be one of canny"),
         ({"bundle": "x", "image": "nowhere.png"}, "control's image nowhere.png cannot be read"),
+        ({"bundle": "x", "image": [MAP] * 3}, "one for all, or one for each of the 2"),
         ([{"bundle": "x", "image": MAP}] * 9, "there are 9 controls; 8 are allowed"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(given: Any, word: str) -> None:
     with pytest.raises(InvalidRequest, match=word):
-        control.controls(given, SIZE)
+        control.controls(given, SIZE, 2)
 
 
 def test_control_is_of_every_evaluation() -> None:

@@ -140,7 +140,8 @@ class CpuPlan:
         again: bool,
     ) -> Drawn:
         if self._steering is not None:
-            self._steering.tell(request)
+            begin = request.seeds.index(seeds[0])
+            self._steering.tell(request, range(begin, begin + len(seeds)))
         first, draw = noise.streams(self._noise, request.rng, seeds)
         start(self.loop.x, request.sigmas[0], first, self._redrawn)
         self.loop.run(guidance, draw, progress, self._redrawn)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from PIL import Image
+
 from .. import control
 from ..bundle import noise_schedule
 from ..devices.steering import Steered
@@ -50,13 +52,19 @@ class Steering:
             [one.on_the_host("controlnet") for one in beside],
         )
 
-    def tell(self, request: Resolved) -> None:
-        """Takes a request's pictures and weights."""
+    def tell(self, request: Resolved, images: range) -> None:
+        """Takes a request's weights, and its pictures for those of its images."""
         for k, one in enumerate(request.controls):
-            control.check_palette(one.picture, self._bundles[k])
+            for picture in one.pictures:
+                control.check_palette(picture, self._bundles[k])
             target = memoryview(self._tensors[f"{k}:condition"]).cast("B")
-            planes = (plane.point(lambda v: v / 255, "F") for plane in one.picture.split())
-            row = b"".join(plane.tobytes() for plane in planes)
-            target[:] = row * (len(target) // len(row))
+            rows = [_units(one.pictures[image % len(one.pictures)]) for image in images]
+            half = b"".join(rows)
+            target[:] = half * (len(target) // len(half))
         weights = control.weights(request.controls, request.sigmas, self._schedule.timestep)
         self.network.weights = weights
+
+
+def _units(picture: Image.Image) -> bytes:
+    """A picture as f32 [3, H, W], 0 … 1."""
+    return b"".join(p.point(lambda v: v / 255, "F").tobytes() for p in picture.split())

@@ -51,6 +51,15 @@ def test_shapes_lie_where_100_maps_have_them(usual: sdfast.Pipeline) -> None:
     assert_steered([*chain(*overlaps)], [*chain(*coloured)])
 
 
+def test_each_image_may_have_a_map_of_its_own(usual: sdfast.Pipeline) -> None:
+    places = [outlines.Outline("star", x, 64, 24) for x in (30, 64, 98, 40, 90)]
+    maps = [outlines.segmentation(place) for place in places]
+    control = {"bundle": "demo-control", "image": maps}
+    drawn = usual("a red star on a white background", seed=3, count=5, control=control).images
+    overlaps = [scenes.overlap(np.asarray(p), at) for p, at in zip(drawn, places, strict=True)]
+    assert min(overlaps) > 0.6
+
+
 def test_a_map_in_other_colours_is_refused(usual: sdfast.Pipeline) -> None:
     smooth = outlines.segmentation(outlines.Outline("star", 64, 64, 28)).resize((64, 64))
     smooth = smooth.resize((128, 128), Image.Resampling.BILINEAR)
