@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,13 @@ def run(command: str) -> None:
     assert done.exit_code == 0, done.output
 
 
+def close(drawn: Path, shown: Path) -> None:
+    got, want = (np.asarray(Image.open(f).convert("RGB"), np.int16) for f in (drawn, shown))
+    assert got.shape == want.shape, shown
+    # Backends and precisions differ in the last bits, which a long run makes more of.
+    assert np.abs(got - want).mean() < 6, shown
+
+
 @pytest.mark.parametrize("page", ["pictures", "control", "prompts", "lora"])
 def test_the_commands_of_a_page_draw_its_pictures(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -41,10 +49,29 @@ def test_the_commands_of_a_page_draw_its_pictures(
     shown = SHOWN.findall(text)
     assert shown
     for name in shown:
-        drawn, expected = (
-            np.asarray(Image.open(file).convert("RGB"), np.int16)
-            for file in (tmp_path / Path(name).name, DOCS / name)
-        )
-        assert drawn.shape == expected.shape, name
-        # Backends and precisions differ in the last bits, which a long run makes more of.
-        assert np.abs(drawn - expected).mean() < 6, name
+        close(tmp_path / Path(name).name, DOCS / name)
+
+
+def test_the_sweep_of_the_guide_is_its_grid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command, *_ = COMMAND.findall((DOCS / "batches.md").read_text(encoding="utf-8"))
+    run(command)
+    (grid,) = (tmp_path / "sweep").glob("grid*.png")
+    close(grid, DOCS / "batches.png")
+
+
+def test_the_previews_of_the_guide_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (DOCS / "previews.md").read_text(encoding="utf-8")
+    block = text[text.index("    import sdfast") : text.index("## In a terminal")]
+    exec(textwrap.dedent(block), {})
+    drawn = [tmp_path / f"preview-{k}.png" for k in (2, 4, 6, 8, 10)]
+    assert sorted(tmp_path.glob("*.png")) == sorted(drawn)
+    first, last = (np.asarray(Image.open(drawn[k]), np.int16) for k in (0, -1))
+    assert np.abs(first - last).mean() > 1  # it comes out of the noise
+    red, _, blue = last[64, 64]
+    assert red > blue + 50  # a red star
