@@ -17,10 +17,12 @@ from sdfast import backends, samplers, store
 from sdfast.backends import Engine, Options
 from sdfast.devices import cuda
 from sdfast.errors import BackendUnavailable, Cancelled, InvalidRequest
+from sdfast.export.demo import outlines
 from sdfast.pipeline import Pipeline
 
 open_engine = backends.open_engine
 PICTURE = Image.radial_gradient("L").resize((128, 128)).convert("RGB")
+MAP_OF_A_STAR = outlines.segmentation(outlines.Outline("star", 50, 70, 25))
 MASK = Image.linear_gradient("L").resize((128, 128))
 
 
@@ -165,3 +167,21 @@ def test_a_gpu_that_is_not_there_is_said_to_be_missing() -> None:
 def test_other_forms_of_graphs_are_refused() -> None:
     with pytest.raises(InvalidRequest, match="program, step, eager"):
         sdfast.load("demo", graphs="whole")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"prompt": "a large [red|blue] circle on a white background"},
+        {"prompt": "a red star AND a blue star:0.5", "count": 2},
+        {"control": {"bundle": "demo-control", "image": MAP_OF_A_STAR, "end": 0.5}},
+        {"image": PICTURE.resize((640, 128)), "width": 640, "height": 128, "strength": 0.5},
+    ],
+)
+def test_what_no_graph_holds_is_run_by_the_host(
+    on_gpu: Made, on_cpu: Pipeline, given: dict[str, Any]
+) -> None:
+    pipe, asked = on_gpu(), {"steps": 4, "seed": 7, **given}
+    np.testing.assert_array_equal(pixels(pipe, **asked), pixels(on_cpu, **asked))
+    assert pipe(**{"prompt": "x", **asked}).form == "loop"
+    assert pipe("x", steps=1).form == "program"
