@@ -65,6 +65,7 @@ _ALIASES = {
     "num_inference_steps": "steps",
     "guidance_scale": "guidance",
     "num_images_per_prompt": "count",
+    "mask_image": "mask",
 }
 
 
@@ -187,17 +188,16 @@ class Pipeline:
     ) -> Result:
         """Draws one request: a Request, or a prompt and its parameters by name.
 
-        parameters: those of Request (steps, sampler, schedule, sampler_parameters,
-            schedule_parameters, sigmas, discard_penultimate, guidance, guidance_rescale,
-            guidance_interval, seed, width, height, count, rng, cache), or diffusers' names for
-            them: num_inference_steps, guidance_scale, num_images_per_prompt
+        parameters: those of Request, or diffusers' names for them: num_inference_steps,
+            guidance_scale, num_images_per_prompt, mask_image
         generator: diffusers' way to give a seed: a torch.Generator; one on the CPU also chooses
             rng="torch", one on CUDA "philox", so that the noise is the one it would draw
         callback: see Callback
         preview: is shown, each `preview_every` evaluations, what the run would draw if it ended
             then: see previews.Show
         Raises InvalidRequest, UnknownSampler or UnknownSchedule for what is out of range (the first
-        also for a bundle that needs more than text), and Cancelled when the callback returns False.
+        also for a bundle that draws nothing by itself), LoraError for a LoRA that does not fit, and
+        Cancelled when the callback returns False.
         """
         if isinstance(prompt, Request):
             if negative_prompt or parameters or generator is not None:
