@@ -145,7 +145,7 @@ def test_a_sampler_that_depends_on_data_runs_as_its_function(name: str) -> None:
     counts: list[tuple[int, int | None]] = []
     for seed in (3, 11):
         draw = begun(run, sigmas, seed)
-        run.run(Guidance(4.5), draw, lambda done, of: counts.append((done, of)))
+        run.run(Guidance(4.5), draw, lambda done, of, _: counts.append((done, of)))
         expected = reference(name, sigmas, 2, Guidance(4.5), seed)
         # The network answers in float32, and what comes of it is fed back.
         assert relative_error(run.result, expected) <= 1e-5
@@ -159,7 +159,7 @@ def test_only_steps_inside_the_interval_evaluate_both_halves() -> None:
     draw = begun(loop, sigmas)
     # A border that is a step's own noise level: guidance acts at the upper one, not at the lower.
     guidance, batches = Guidance(4.0, interval=(sigmas[7], sigmas[3])), list[int]()
-    loop.run(guidance, draw, lambda done, of: batches.append(network.batch))
+    loop.run(guidance, draw, lambda done, of, _: batches.append(network.batch))
     assert batches == [2] * 3 + [4] * 4 + [2] * 5
     assert network.bindings == 3
 
