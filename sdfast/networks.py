@@ -59,10 +59,16 @@ def wrong(manifest: Manifest) -> Iterator[str]:
             yield f"{name} reads {', '.join(sorted(odd))}, which this sdfast does not give"
     if not control and not missing and manifest.context is not None:
         yield from _wrong_inputs(networks, manifest.context)
+        read = networks["unet"].inputs.get("latent")
+        wanted = _CHANNELS.get(manifest.task, lambda own: own)(manifest.sizes.channels)
+        if read is None or read.shape[1:2] != (wanted,):
+            yield f"unet's latent must have {wanted} channels for task {manifest.task}"
         if "unet_shallow" in networks:
             yield from _wrong_parts(networks["unet"], networks["unet_shallow"])
 
 
+# What a U-Net reads beside the noisy latents: a mask and a picture's latents, or those alone.
+_CHANNELS = {"inpaint": lambda own: 2 * own + 1, "edit": lambda own: 2 * own}
 _TOLD = {"pooled", "sizes", "guidance"}
 _GIVEN = {
     "text_encoder": {"tokens"},

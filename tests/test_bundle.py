@@ -193,15 +193,25 @@ def test_a_bundle_for_control_has_one_network_and_draws_nothing(copied: Path) ->
     assert set(found.manifest.networks) == {"controlnet"}
     with pytest.raises(BundleError, match="is for task control and draws no pictures by itself"):
         _ = found.defaults
-    with pytest.raises(InvalidRequest, match="is for task control, which takes images"):
+    with pytest.raises(InvalidRequest, match="is for task control; pictures are drawn by"):
         sdfast.load(copied)("a red star")
 
 
-@pytest.mark.parametrize("task", ["inpaint", "edit"])
-def test_tasks_that_take_images_are_refused_in_one_sentence(copied: Path, task: str) -> None:
-    change(copied, lambda raw: raw.update(task=task))
-    with pytest.raises(InvalidRequest, match=f"is for task {task}, which takes images"):
+def test_a_task_that_is_not_drawn_is_refused_in_one_sentence(copied: Path) -> None:
+    def editing(raw: dict[str, Any]) -> None:
+        raw["task"] = "edit"
+        for name in ("unet", "unet_shallow", "unet_adapters"):
+            raw["networks"][name]["inputs"]["latent"]["shape"][1] = 8
+
+    change(copied, editing)
+    with pytest.raises(InvalidRequest, match="is for task edit; pictures are drawn by"):
         sdfast.load(copied)("a red star")
+
+
+def test_a_network_for_inpainting_reads_what_it_is_shown(copied: Path) -> None:
+    change(copied, lambda raw: raw.update(task="inpaint"))
+    with pytest.raises(BundleError, match="latent must have 9 channels for task inpaint"):
+        bundle.load(copied)
 
 
 def test_a_hard_link_is_a_file_like_any_other(copied: Path, tmp_path: Path) -> None:

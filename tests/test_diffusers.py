@@ -107,7 +107,9 @@ def test_ddim_simple_draws_the_picture_of_diffusers(demo: sdfast.Pipeline, their
 LONG = f"{PROMPT}, " + "a large green ring at the right, " * 8 + "a blue background"
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "torch"])
+@pytest.mark.parametrize(
+    "backend", ["onnxruntime", "openvino", pytest.param("torch", marks=pytest.mark.slow)]
+)
 def test_a_long_prompt_draws_the_picture_of_diffusers_for_its_context(
     theirs: Any, backend: str
 ) -> None:

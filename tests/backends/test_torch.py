@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch._inductor.config as inductor
 
 from sdfast import backends, compiled, cpu
 from sdfast.backends import Options, torch_lowering, torch_network
@@ -192,14 +193,14 @@ def test_the_compiled_forms_of_the_latest_two_shapes_are_held(
     assert made == [1, 2, 3]  # and then they are in the store
 
 
-def test_a_compilation_that_fails_says_what_to_do(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (str(tmp_path / "missing-compiler"),))
+def test_a_compilation_that_fails_says_what_to_do(tmp_path: Path) -> None:
+    # Not by monkeypatch, which would leave the setting hidden.
+    missing = {"cpp.cxx": (str(tmp_path / "missing-compiler"),)}
     engine = backends.open_engine(DEMO.network("unet_shallow"), "torch", Store(tmp_path).options)
     given = feeds.feed(engine.inputs)
     bound = {n: Tensor.from_dlpack(a) for n, a in given.items()}
-    with pytest.raises(BackendUnavailable, match="PyTorch cannot compile a network"):
+    failing = pytest.raises(BackendUnavailable, match="PyTorch cannot compile a network")
+    with inductor.patch(missing), failing:
         engine.bind(bound | {"noise": Tensor.empty((2, 4, 8, 16), "f32")})
 
 
