@@ -13,7 +13,7 @@ demo: $(USER_VENV)/installed
 	$(USER_VENV)/bin/sdfast generate "a small red circle on a blue background" --seed 0 --out demo.png
 
 test: $(DEV_VENV)/installed
-	$(DEV)/pytest -m "not slow and not gpu"
+	$(DEV)/pytest -n auto --dist loadfile -m "not slow and not gpu"
 
 slow: $(DEV_VENV)/installed
 	$(DEV)/pytest -m slow

@@ -30,6 +30,7 @@ def test_pictures_show_what_the_prompts_ask(demo: sdfast.Pipeline, cases: int) -
     assert all(shares[name] >= least for name, least in AT_LEAST.items()), shares
 
 
+@pytest.mark.slow
 def test_every_static_sampler_draws_in_the_precision_of_this_machine() -> None:
     """One that takes differences of evaluations is the first to miss digits that are rounded."""
     usual = sdfast.load("demo")

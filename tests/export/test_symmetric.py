@@ -216,7 +216,7 @@ ROUNDED = {"fp8": DENOISERS, "int8-fp16": DENOISERS | {"vae_decoder"}}
 
 
 @calibrated
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["fp8", pytest.param("int8-fp16", marks=pytest.mark.slow)])
 def test_a_bundles_graphs_have_pairs_around_the_chosen_layers(
     demo: Callable[[str], Bundle], kind: str
 ) -> None:

@@ -70,7 +70,7 @@ def test_the_demo_bundle_has_nothing_that_is_refused() -> None:
     assert found == {name: [] for name in found}
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("family", ["sd15", pytest.param("sdxl", marks=pytest.mark.slow)])
 def test_what_is_exported_for_tensorrt_has_nothing_that_is_refused(
     family: str, checkpoint_of: CheckpointOf, tmp_path: Path
 ) -> None:

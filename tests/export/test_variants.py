@@ -200,7 +200,7 @@ def without_adapters(name: str) -> Recipe:
     return replace(recipe, networks=tuple(n for n in recipe.networks if n != "unet_adapters"))
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("family", ["sd15", pytest.param("sdxl", marks=pytest.mark.slow)])
 def test_half_precision_draws_nearly_the_same(
     family: str, checkpoint_of: CheckpointOf, bundle_of: BundleOf, tmp_path: Path
 ) -> None:
@@ -258,6 +258,7 @@ def test_layers_that_float16_cannot_hold_stay_in_float32(
     assert not (tmp_path / "lost").exists()
 
 
+@pytest.mark.slow
 def test_networks_of_several_precisions_and_a_preview_export_together(
     checkpoint_of: CheckpointOf, tmp_path: Path
 ) -> None:
