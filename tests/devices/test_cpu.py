@@ -267,14 +267,16 @@ def test_a_table_of_times_is_the_timesteps_bit_for_bit(
 
 
 def peak(loop: Loop, steps: int) -> int:
-    """What Python allocates at most during a run, in bytes beyond what was there."""
-    draw = begun(loop, schedules.sigmas("karras", steps, SD))
+    """What Python allocates at most during a run, in bytes beyond what was there: the least of
+    several runs, since other threads of a test runner allocate as well."""
+    draw, found = begun(loop, schedules.sigmas("karras", steps, SD)), list[int]()
     loop.run(Guidance(4.0), draw)
-    tracemalloc.start()
-    loop.run(Guidance(4.0), draw)
-    result = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    return result
+    for _ in range(5):
+        tracemalloc.start()
+        loop.run(Guidance(4.0), draw)
+        found.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    return min(found)
 
 
 @pytest.mark.parametrize("hoisted", [False, True])
