@@ -72,7 +72,6 @@ class TensorRtEngine:
         self._loaded: list[tuple[Plan, Loaded]] = []
         self._contexts: dict[tuple[Shape, ...], Context] = {}
         self._context: Context | None = None
-        self._weights: dict[str, Tensor] = {}
 
     def bind(self, tensors: Mapping[str, Tensor]) -> None:
         bound = fitting(self, tensors)
@@ -86,14 +85,6 @@ class TensorRtEngine:
         if self._context is None:
             raise ValueError(f"{self._file.name} is not bound")
         self._context.run(stream or self._gpu.stream)
-
-    def refit(self, weights: Mapping[str, Tensor]) -> None:
-        """Replaces weights, by the graph's names for them, of engines that were built refittable;
-        also of those that are loaded from now on. The stream is empty when it returns."""
-        self._weights |= weights
-        self._gpu.synchronize()
-        for _, loaded in self._loaded:
-            tensorrt_refit.replace(loaded.engine, weights, self._file)
 
     def close(self) -> None:
         self._gpu.synchronize()
@@ -127,9 +118,8 @@ class TensorRtEngine:
             mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data,
         ):
             loaded = Loaded(data, self._gpu, plan.form, self._file)
-        values = self._replaced() if self._replaced is not None else {}
-        if values or self._weights:
-            tensorrt_refit.replace(loaded.engine, {**values, **self._weights}, self._file)
+        if self._replaced is not None and (values := self._replaced()):
+            tensorrt_refit.replace(loaded.engine, values, self._file)
         self._loaded.append((plan, loaded))
         return loaded
 
