@@ -27,7 +27,7 @@ from ..tensors import Tensor
 from .cpu import Progress
 from .cuda import Run
 from .graphs import Gpu, Graphs, Mark, Mirror
-from .steps import FIRST, Evaluation, Table, single
+from .steps import FIRST, Evaluation, Room, Table, single
 
 FORMS = ("program", "step", "eager")
 THREADS = 256  # of a block of kernels; as many as native/kernels.cu has lanes
@@ -58,31 +58,6 @@ class Networks:
     def capturable(self) -> bool:
         found = (self.unet, self.shallow, self.time, self.decoder)
         return all(network.capturable for network in found if network is not None)
-
-
-@dataclass(frozen=True)
-class _Room:
-    """What a program needs at most of what a plan keeps, in powers of two: words of the table,
-    slots, evaluations, draws of the host."""
-
-    words: int
-    slots: int
-    evaluations: int
-    given: int
-
-    @staticmethod
-    def of(table: Table) -> _Room:
-        needs = (len(table.words), table.slots, len(table.evaluations) + 1, len(table.given))
-        words, slots, evaluations, given = (1 << (need - 1).bit_length() for need in needs)
-        return _Room(max(words, 4096), max(slots, 8), max(evaluations, 32), given)
-
-    def with_room_for(self, other: _Room) -> _Room:
-        return _Room(
-            max(self.words, other.words),
-            max(self.slots, other.slots),
-            max(self.evaluations, other.evaluations),
-            max(self.given, other.given),
-        )
 
 
 Shapes = Mapping[str, tuple[Sequence[int], str]]
@@ -144,7 +119,7 @@ class Plan:
         self._prediction = _PREDICTIONS.index(prediction)
         self._table: Table | None = None
         self._redrawn: Redrawn | None = None
-        self._room = _Room(0, 0, 0, 0)
+        self._room = Room(0, 0, 0, 0)
 
     @property
     def conditions(self) -> Mapping[str, Tensor]:
@@ -163,7 +138,7 @@ class Plan:
 
     def prepare(self, table: Table) -> None:
         """Makes room for a program, before its conditions are filled."""
-        need = self._room.with_room_for(_Room.of(table))
+        need = self._room.with_room_for(Room.of(table))
         if need == self._room:
             return
         gpu, halves = self._gpu, self._rows // self._shape[0]

@@ -72,6 +72,31 @@ class Table:
     given: tuple[Given, ...]
 
 
+@dataclass(frozen=True)
+class Room:
+    """What a program needs at most of what a plan keeps, in powers of two: words of the table,
+    slots, evaluations, draws of the host."""
+
+    words: int
+    slots: int
+    evaluations: int
+    given: int
+
+    @staticmethod
+    def of(table: Table) -> Room:
+        needs = (len(table.words), table.slots, len(table.evaluations) + 1, len(table.given))
+        words, slots, evaluations, given = (1 << (need - 1).bit_length() for need in needs)
+        return Room(max(words, 4096), max(slots, 8), max(evaluations, 32), given)
+
+    def with_room_for(self, other: Room) -> Room:
+        return Room(
+            max(self.words, other.words),
+            max(self.slots, other.slots),
+            max(self.evaluations, other.evaluations),
+            max(self.given, other.given),
+        )
+
+
 def table(
     program: Program,
     timestep: Callable[[float], float],
