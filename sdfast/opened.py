@@ -101,9 +101,8 @@ class Opened:
                 self._engines[name].close()
 
     def close(self) -> None:
-        """Closes all of them."""
+        """Closes all of them that are its own."""
         while self._others:
             self._others.popitem()[1].close()
-        """Closes all of them that are its own."""
         while self._engines:
             self._engines.popitem()[1].close()

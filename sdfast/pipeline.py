@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -18,13 +19,14 @@ from .bundle import Bundle
 from .canvas import Canvas
 from .composition import Script, script
 from .devices import cuda
+from .devices.calls import Running, made
 from .devices.cpu import Progress
 from .devices.runs import FORMS
 from .encoding import Encoder, rows
 from .errors import BackendUnavailable, Cancelled, InvalidRequest, nearest
 from .guidance import Guidance
 from .opened import Opened
-from .plans import Drawn, Plan, Plans
+from .plans import Drawn, Plans
 from .plans.gpu import GpuPlans
 from .plans.host import CpuPlans
 from .redrawing import Redrawn
@@ -36,7 +38,7 @@ Callback = Callable[[int, int | None], bool | None]
 """callback(done, evaluations) after each evaluation of the network; evaluations is None for a
 sampler whose number depends on the picture. Returning False cancels."""
 
-
+LOOP = "loop"  # how the CPU runs what a GPU has graphs for
 _Shown = Callable[[int, int | None, Tensor], bool | None]
 
 
@@ -95,14 +97,15 @@ def load(
     low_memory: each network is opened when it is needed and closed after
     tile: pixels a side of the parts that pictures are decoded in, a size of the bundle's; smaller
         ones need less memory. None: pictures above 1024×1024 pixels are cut up
-    graphs: on a GPU, one CUDA graph for a whole "program", one for each "step", or none: "eager"
+    graphs: on a GPU, one CUDA graph for a whole "program", one for each "step", or none: "eager";
+        "loop" has the host make every call, as on a CPU
     lora_dir: a folder of the LoRA that prompts may name, <lora:NAME:0.8>, beside the bundle's own
     Raises BundleError, BackendUnavailable or InvalidRequest.
     """
     if not 0 <= threads <= 1024:
         raise InvalidRequest(f"threads is {threads}; it must be from 0 (one a core) to 1024")
-    if graphs not in FORMS:
-        raise InvalidRequest(f"graphs is {graphs!r}; it must be one of {', '.join(FORMS)}")
+    if graphs not in (*FORMS, LOOP):
+        raise InvalidRequest(f"graphs is {graphs!r}; it must be one of {', '.join((*FORMS, LOOP))}")
     number = _gpu(device, backend)
     keep = partial(compiled.entry, store.home())
     kind = "cpu" if number is None else "cuda"
@@ -163,12 +166,12 @@ class Pipeline:
         self.backend = backend
         self.precision = options.precision
         self.device = "cpu" if options.gpu is None else f"cuda:{options.gpu.number}"
-        self._opened, self._form = Opened(bundle, backend, options), "loop"
+        self._opened, self._form = Opened(bundle, backend, options), LOOP
         tile = None if tile is None else checks.side("tile", tile, bundle.sizes)
         self._encoder = Encoder(self._opened, tile)
 
         def plans(opened: Opened) -> Plans:
-            if options.gpu is None:
+            if options.gpu is None or graphs == LOOP:
                 return CpuPlans(opened, tile)
             return GpuPlans(opened, options.gpu, tile, graphs)
 
@@ -211,6 +214,17 @@ class Pipeline:
                     raise InvalidRequest(f"{own} is given twice: once is enough")
                 given[own] = value
             request = Request.from_dict(given)
+        return made(self.drawing(request, callback, preview, preview_every))
+
+    def drawing(
+        self,
+        request: Request,
+        callback: Callback | None = None,
+        preview: previews.Show | None = None,
+        preview_every: int = 5,
+    ) -> Running[Result]:
+        """The same as calls of the U-Net for others to make, beside those of other requests, as far
+        as the host makes them (devices/calls.py): all of them on a CPU, and with graphs="loop"."""
         task = self.bundle.manifest.task
         if task not in ("text", "inpaint"):
             raise InvalidRequest(
@@ -223,12 +237,11 @@ class Pipeline:
             shown = previews.every(preview_every, previews.previewer(self._opened), preview)
         return self._draw(resolved, callback, shown)
 
-    def _draw(self, request: Resolved, callback: Callback | None, show: _Shown | None) -> Result:
-        started, seconds, progress = (
-            perf_counter(),
-            defaultdict[str, float](float),
-            _Counted(callback, show),
-        )
+    def _draw(
+        self, request: Resolved, callback: Callback | None, show: _Shown | None
+    ) -> Running[Result]:
+        started, seconds = perf_counter(), defaultdict[str, float](float)
+        progress = _Counted(callback, show)
         second, canvas = request.second, request.canvas
         by_latents = second is not None and second.resize == "latent"
         pictures, latents = list[Image.Image](), list[Tensor]()
@@ -240,13 +253,15 @@ class Pipeline:
                 start = self._encoder.start(request)
             if start is None:
                 del seconds["vae_encoder"]
-            drawn = self._run(request, start, progress, seconds, latents if by_latents else None)
+            kept = latents if by_latents else None
+            drawn = yield from self._run(request, start, progress, seconds, kept)
             if not by_latents:
                 pictures = self._decoded(drawn, canvas, seconds)
         if second is not None:
             with _timed(seconds, "vae_encoder"):
                 start = self._encoder.again(second, latents if by_latents else pictures)
-            pictures = self._decoded(self._run(second, start, progress, seconds), None, seconds)
+            drawn = yield from self._run(second, start, progress, seconds)
+            pictures = self._decoded(drawn, None, seconds)
         seconds["total"] = perf_counter() - started
         full = request.as_request()
         return Result(tuple(pictures), request.seeds, dict(seconds), full, self._form)
@@ -258,35 +273,36 @@ class Pipeline:
         progress: _Counted,
         seconds: dict[str, float],
         latents: list[Tensor] | None = None,
-    ) -> list[Drawn]:
+    ) -> Running[list[Drawn]]:
         """Denoises all of a request's images; what they are as latents is appended to `latents`."""
         guidance = self._guidance(request)
         said = self._said(request, guidance)
         with _timed(seconds, "text_encoder"):
             variant = self._variants.get(said.loras)
-            opened, plans, conditions = variant.opened, variant.plans, variant.conditions
-            conditions.read(said, request.clip_skip)
-            conditions.tell(request.width, request.height, request.guidance)
-            opened.spare(*self.bundle.manifest.tokenizers, "context_projection")
+        opened, plans = variant.opened, variant.plans
         # A sampler that depends on data takes each image at its own pace.
         size = plans.batch if samplers.get(request.sampler).static else 1
-        firsts = range(0, request.count, size)
-        told, drawn = progress.of(len(firsts)), list[Drawn]()
-        conditioned: Plan | None = None
-        with _timed(seconds, "unet"):
-            for first in firsts:
-                seeds = request.seeds[first : first + size]
-                plan = plans.get(request, guidance, len(seeds), conditions)
-                if plan is not conditioned:  # all batches share one, but for a smaller last batch
-                    plan.condition(conditions)
-                    conditioned = plan
-                plan.redraw(None if start is None else rows(start, first, first + len(seeds)))
-                again = len(drawn) + 1 < len(firsts)
-                drawn.append(plan.denoise(request, guidance, seeds, told, again))
-                if latents is not None:
-                    latents.append(drawn[-1].latents())
-            opened.spare("unet", "unet_shallow", "unet_adapters", "time_projection")
-            self._opened.spare("preview_decoder")
+        batches = [request.seeds[k : k + size] for k in range(0, request.count, size)]
+        told, drawn = progress.of(len(batches)), list[Drawn]()
+        with variant.conditions() as conditions:
+            with _timed(seconds, "text_encoder"):
+                conditions.read(said, request.clip_skip)
+                conditions.tell(request.width, request.height, request.guidance)
+                opened.spare(*self.bundle.manifest.tokenizers, "context_projection")
+            with _timed(seconds, "unet"):
+                # All batches share a plan, but for a smaller one at the end.
+                for count, alike in groupby(batches, len):
+                    with plans.lend(request, guidance, count, conditions) as plan:
+                        plan.condition(conditions)
+                        for seeds in alike:
+                            first = request.seeds.index(seeds[0])
+                            end = first + count
+                            plan.redraw(None if start is None else rows(start, first, end))
+                            drawn.append((yield from plan.denoise(request, guidance, seeds, told)))
+                            if latents is not None:
+                                latents.append(drawn[-1].latents())
+                opened.spare("unet", "unet_shallow", "unet_adapters", "time_projection")
+                self._opened.spare("preview_decoder")
         self._form = plans.form
         return drawn
 

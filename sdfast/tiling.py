@@ -16,7 +16,7 @@ from itertools import product
 from . import _core
 from .backends import Engine
 from .bundle import Sizes
-from .devices.cpu import Network
+from .devices.calls import Network
 from .tensors import Tensor
 
 WHOLE = 1024  # pixels a side of the largest square that is not cut up unasked

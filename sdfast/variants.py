@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from . import prompts
 from .conditioning import Conditions, TextEncoder, load_tokenizer
 from .errors import InvalidRequest, LoraError
 from .opened import Opened
-from .plans import Plans
+from .plans import Idle, Plans
 
 if TYPE_CHECKING:  # who uses none does not load NumPy for it
     from . import loras
@@ -24,12 +25,23 @@ class Variant:
 
     def __init__(self, opened: Opened, plans: Plans) -> None:
         self.opened, self.plans = opened, plans
+        self._conditions: Idle[None, Conditions] = Idle()
+
+    def conditions(self) -> AbstractContextManager[Conditions]:
+        """For one request, until it gives them back."""
+        return self._conditions.lend(None, self._made)
+
+    def _made(self) -> Conditions:
+        opened = self.opened
+        inputs = opened.inputs("context_projection", "time_projection", "unet")
+        hoisted = "context_projection" in opened
+        projection = opened.on_the_host("context_projection") if hoisted else None
+        return Conditions(self._encoders, projection, inputs, opened.bundle.context)
 
     @cached_property
-    def conditions(self) -> Conditions:
+    def _encoders(self) -> list[TextEncoder]:
         bundle, opened = self.opened.bundle, self.opened
-        inputs = opened.inputs("context_projection", "time_projection", "unet")
-        encoders = [
+        return [
             TextEncoder(
                 opened.on_the_host(name),
                 load_tokenizer(bundle.path / tokenizer.file),
@@ -37,13 +49,11 @@ class Variant:
             )
             for name, tokenizer in sorted(bundle.manifest.tokenizers.items())  # the second last
         ]
-        hoisted = "context_projection" in opened
-        projection = opened.on_the_host("context_projection") if hoisted else None
-        return Conditions(encoders, projection, inputs, bundle.context)
 
     def close(self) -> None:
         """Frees all of it; it opens again when it is used."""
-        self.__dict__.pop("conditions", None)
+        self._conditions.clear()
+        self.__dict__.pop("_encoders", None)
         self.plans.close()
         self.opened.close()
 

@@ -190,8 +190,8 @@ def test_projections_run_once_a_request_on_rows_that_differ(opened: Opened, samp
     time = pipe._opened._engines["time_projection"] = Counted(
         open_engine(pipe.bundle.network("time_projection"))
     )
-    context = Counted(pipe._variants.plain.conditions._projection)
-    pipe._variants.plain.conditions._projection = context  # type: ignore[assignment]
+    with pipe._variants.plain.conditions() as conditions:
+        context = conditions._projection = Counted(conditions._projection)
     drawn(pipe, count=8, sampler=sampler)
     assert (time.runs, time.rows) == (1, 12)  # 6 noise levels, two halves, for all 8 images
     assert context.runs == 2  # one for each text

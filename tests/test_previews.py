@@ -62,7 +62,7 @@ def test_a_preview_is_the_linear_map_rounded_and_clamped(channels: int) -> None:
 def drawn(demo: sdfast.Pipeline, prompt: str) -> tuple[Image.Image, Tensor]:
     """A picture, and the denoised latent that it was decoded from."""
     image = demo(prompt, seed=0, steps=8).images[0]
-    *_, plan = demo._variants.plain.plans.kept.values()  # type: ignore[attr-defined]
+    *_, (_, plan) = demo._variants.plain.plans.idle._idle  # type: ignore[attr-defined]
     return image, plan.loop.result
 
 

@@ -3,6 +3,8 @@
 A Loop runs a program: everything it needs is allocated and computed when it is made; a run itself
 allocates nothing that grows with its steps. A HostRun runs a sampler that depends on data, and so
 has no program, as the function that it is.
+
+Neither calls a network itself: it says what is to be called (calls.py), and goes on when it was.
 """
 
 from __future__ import annotations
@@ -18,18 +20,12 @@ from ..redrawing import Redrawn, beginning
 from ..samplers import Sampler
 from ..schedules import NoiseSchedule
 from ..tensors import Tensor
+from .calls import Call, Network, Running, handed, made
 
 Progress = Callable[[int, int | None, Tensor], None]
 """progress(done, evaluations, denoised) after each evaluation; evaluations is None where nobody
 knows them before, denoised f32 [B, C, h, w] of the host what it says, until it returns. What it
 raises ends the run."""
-
-
-class Network(Protocol):
-    """What is needed of the U-Net's engine, and of its time projection's."""
-
-    def bind(self, tensors: Mapping[str, Tensor], /) -> None: ...
-    def run(self) -> None: ...
 
 
 class Evaluator(Protocol):
@@ -89,45 +85,17 @@ def _rows(tensor: Tensor) -> list[memoryview]:
     return [whole[start : start + side] for start in range(0, tensor.nbytes, side)]
 
 
-class Projected:
-    """A U-Net with its time projection run before it each time, as one network: for samplers whose
-    timesteps nobody knows before."""
-
-    def __init__(self, projection: Network, unet: Network) -> None:
-        self._projection, self._unet = projection, unet
-
-    def bind(self, tensors: Mapping[str, Tensor], /) -> None:
-        self._projection.bind(tensors)
-        self._unet.bind(tensors)
-
-    def run(self) -> None:
-        self._projection.run()
-        self._unet.run()
-
-
-class _Bound:
-    """A network with the tensors that it is bound to, which is bound anew only to others."""
-
-    def __init__(self, network: Network) -> None:
-        self._network = network
-        self.run = network.run
-        self.tensors: Mapping[str, Tensor] | None = None
-
-    def bind(self, tensors: Mapping[str, Tensor]) -> None:
-        if tensors is not self.tensors:
-            self._network.bind(tensors)
-            self.tensors = tensors
-
-
 class Denoiser:
     """A U-Net and its tensors as the denoised D(x, σ), guided.
 
-    network: the U-Net; `run` returns when its bound tensors hold the output
+    network: the U-Net
     tensors: the U-Net's "latent" [G·B, 4, h, w], "timestep" [G·B], "noise" [G·B, 4, h, w] and what
         else it reads and writes, all with G·B rows; G is 1, or 2 for guidance with the unguided
         rows first
     batch: B
     times: where the U-Net reads "time" of a table, and not the timestep
+    projection: the network time_projection where it reads "time" and nobody knows the timesteps
+        before: it is called before the U-Net each time
     shallow: the U-Net's outermost part, on the same tensors, of which it reads the "features" that
         the U-Net writes; without it the U-Net runs at shallow evaluations too
     weights: of the guided rows of each image, where several guide together: G is one more then, and
@@ -144,10 +112,11 @@ class Denoiser:
         prediction: str,
         times: TimeTable | None = None,
         shallow: Network | None = None,
+        projection: Network | None = None,
     ) -> None:
-        self._whole = _Bound(network)
-        self._shallow = self._whole if shallow is None else _Bound(shallow)
-        self._times = times
+        self._whole, self._shallow = network, shallow
+        self._times, self._projection = times, projection
+        self._left: Mapping[str, Tensor] | None = None  # features, by the last run of the whole
         self._all_rows = tensors
         rows = tensors["latent"].shape[0]
         self._guided_rows = {name: t.rows(rows - batch, rows) for name, t in tensors.items()}
@@ -158,10 +127,13 @@ class Denoiser:
         self._mixed: Tensor | None = None
 
     def begin(self) -> None:
-        """Before a run: others may have bound the networks since."""
-        self._whole.tensors = self._shallow.tensors = None
+        """Before a run: what another one left is not this one's."""
+        self._left = None
 
-    def __call__(
+    def __call__(self, out: Tensor, x: Tensor, sigma: float, t: float, guidance: Guidance) -> None:
+        made(self.calls(out, x, sigma, t, guidance))
+
+    def calls(
         self,
         out: Tensor,
         x: Tensor,
@@ -169,23 +141,26 @@ class Denoiser:
         t: float,
         guidance: Guidance,
         shallow: bool = False,
-    ) -> None:
-        """out = D(x, σ), both [B, 4, h, w], with t = timestep(σ). The network is bound anew where
-        guidance begins or ends to act: some 10 µs each time, to halve what it computes.
+    ) -> Running[None]:
+        """out = D(x, σ), both [B, 4, h, w], with t = timestep(σ). The network is bound to other
+        tensors where guidance begins or ends to act, to halve what it computes.
 
         shallow: by the outermost part, where the last run of the whole left features of every row
         """
         tensors = self._all_rows if guidance.acts(sigma) else self._guided_rows
-        network, left = self._whole, self._whole.tensors
-        if shallow and (left is tensors or left is self._all_rows):
+        network, left = self._whole, self._left
+        if shallow and self._shallow is not None and (left is tensors or left is self._all_rows):
             network = self._shallow
-        network.bind(tensors)
+        else:
+            self._left = tensors
         if self.before is not None:
             self.before(sigma)
         self._prepare(tensors, x, sigma, t)
         if self._times is not None:
             self._times.look_up(t)
-        network.run()
+        if self._projection is not None:
+            yield self._projection, tensors
+        yield network, tensors
         scale, rescale, noise = guidance.scale, guidance.rescale, tensors["noise"]
         if len(self.weights) > 1 or self.weights[0] != 1:
             noise, scale, rescale = self._composed(noise, scale), 1.0, 0.0
@@ -263,16 +238,26 @@ class Loop:
     ) -> None:
         """Runs the program on `x`, which it uses up. redrawn: with its mask, where the program
         redraws a part of a picture."""
-        done, denoise = 0, self._denoiser
+        made(self.calls(guidance, draw, progress, redrawn))
+
+    def calls(
+        self,
+        guidance: Guidance,
+        draw: Draw,
+        progress: Progress | None = None,
+        redrawn: Redrawn | None = None,
+    ) -> Running[None]:
+        """The same, without the calls of networks."""
+        done, denoiser = 0, self._denoiser
         mask = None if redrawn is None else redrawn.mask
         if self._picture is not None:
             if redrawn is None or mask is None:
                 raise ValueError("the program redraws a part of a picture: give it, with its mask")
             combine(self._picture, [1.0], [redrawn.latents])
-        denoise.begin()
+        denoiser.begin()
         for kind, out, sigma, t, coefficients, sources, shallow in self._steps:
             if kind == 0:
-                denoise(out, sources[0], sigma, t, guidance, shallow)
+                yield from denoiser.calls(out, sources[0], sigma, t, guidance, shallow)
                 done += 1
                 if progress is not None:
                     progress(done, self._evaluations, out)
@@ -282,6 +267,18 @@ class Loop:
                 draw(out, sigma, t)
             elif mask is not None:
                 blend(out, sources[0], sources[1], mask)
+
+
+class _Elsewhere:
+    """A Denoiser whose calls are made by another."""
+
+    def __init__(self, denoiser: Denoiser, make: Callable[[Call], None]) -> None:
+        self.timestep, self.begin = denoiser.timestep, denoiser.begin
+        self._denoiser, self._make = denoiser, make
+
+    def __call__(self, out: Tensor, x: Tensor, sigma: float, t: float, guidance: Guidance) -> None:
+        for call in self._denoiser.calls(out, x, sigma, t, guidance):
+            self._make(call)
 
 
 class HostRun:
@@ -312,6 +309,33 @@ class HostRun:
     ) -> None:
         """Runs the sampler on `x`. redrawn: of which, with a mask, a part alone is redrawn, as
         sdfast.redrawing says."""
+        self._run(self._denoiser, guidance, draw, progress, redrawn)
+
+    def calls(
+        self,
+        guidance: Guidance,
+        draw: Draw,
+        progress: Progress | None = None,
+        redrawn: Redrawn | None = None,
+    ) -> Running[None]:
+        """The same, without the calls of networks, for a Denoiser."""
+        denoiser = self._denoiser
+        if not isinstance(denoiser, Denoiser):
+            raise TypeError(f"{type(denoiser).__name__} makes its calls itself")
+
+        def run(make: Callable[[Call], None]) -> None:
+            self._run(_Elsewhere(denoiser, make), guidance, draw, progress, redrawn)
+
+        return handed(run)
+
+    def _run(
+        self,
+        denoiser: Evaluator,
+        guidance: Guidance,
+        draw: Draw,
+        progress: Progress | None,
+        redrawn: Redrawn | None,
+    ) -> None:
         import numpy as np
 
         x, denoised, drawn = (np.asarray(t) for t in (self.x, self._denoised, self._drawn))
@@ -334,8 +358,7 @@ class HostRun:
         def model(latent: Any, sigma: float) -> Any:
             nonlocal done
             x[:] = kept(latent, sigma)
-            t = self._denoiser.timestep(sigma)
-            self._denoiser(self._denoised, self.x, sigma, t, guidance)
+            denoiser(self._denoised, self.x, sigma, denoiser.timestep(sigma), guidance)
             done += 1
             if progress is not None:
                 progress(done, evaluations, self._denoised)
@@ -345,6 +368,6 @@ class HostRun:
             draw(self._drawn, sigma, sigma_next)
             return drawn.astype(np.float64)
 
-        self._denoiser.begin()
+        denoiser.begin()
         end = self._sampler.sample(model, begin, self._sigmas, noise, **self._parameters)
         x[:] = kept(end, self._sigmas[-1])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from .._core import combine
 from ..tensors import Tensor
-from .cpu import Network
+from .calls import Network
 
 RESIDUAL = "residual_"
 

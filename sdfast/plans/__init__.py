@@ -6,14 +6,16 @@ it is of one shape, and programs are data that it is given (devices/runs.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from PIL import Image
 
 from .. import caching, program
 from ..conditioning import Conditions
+from ..devices.calls import Running
 from ..devices.cpu import Progress
 from ..errors import InvalidRequest
 from ..guidance import Guidance
@@ -36,7 +38,7 @@ class Drawn:
     """What a run brought.
 
     pictures: decodes it
-    latents: f32 [B, C, h, w], of the host; to be called before the plan's next run
+    latents: f32 [B, C, h, w], of the host; to be called before the plan is given back
     """
 
     pictures: Pictures
@@ -59,10 +61,8 @@ class Plan(Protocol):
         guidance: Guidance,
         seeds: Sequence[int],
         progress: Progress | None,
-        again: bool,
-    ) -> Drawn:
-        """Runs the request's sampler for these seeds. again: whether it is called once more before
-        the pictures are."""
+    ) -> Running[Drawn]:
+        """Runs the request's sampler for these seeds, but for the calls that it yields."""
 
 
 class Plans(Protocol):
@@ -76,10 +76,11 @@ class Plans(Protocol):
     def form(self) -> str:
         """How the last run was enqueued: "loop" by the host, or one of devices.runs.FORMS."""
 
-    def get(
+    def lend(
         self, request: Resolved, guidance: Guidance, batch: int, conditions: Conditions
-    ) -> Plan:
-        """The plan for that request, of `batch` images, and for conditions as these."""
+    ) -> AbstractContextManager[Plan]:
+        """A plan for that request, of `batch` images, and for conditions as these, that nobody
+        else has until it is given back."""
 
     def close(self) -> None:
         """Forgets them."""
@@ -102,6 +103,31 @@ def told_apart(request: Resolved) -> tuple[object, ...]:
     controls = tuple(one.bundle for one in request.controls)
     how = request.cache, request.blended, request.from_picture, controls
     return request.sampler, parameters, request.sigmas, *how
+
+
+class Idle(Generic[_K, _V]):
+    """What nobody uses now, KEPT at most: the one that was used longest ago makes room."""
+
+    def __init__(self) -> None:
+        self._idle: list[tuple[_K, _V]] = []
+
+    def __len__(self) -> int:
+        return len(self._idle)
+
+    @contextmanager
+    def lend(self, key: _K, make: Callable[[], _V]) -> Iterator[_V]:
+        """One of that key, which is no longer idle until the block ends; made where there is
+        none."""
+        places = [k for k, (own, _) in enumerate(self._idle) if own == key]
+        value = self._idle.pop(places[-1])[1] if places else make()
+        try:
+            yield value
+        finally:
+            self._idle.append((key, value))
+            del self._idle[:-KEPT]
+
+    def clear(self) -> None:
+        self._idle.clear()
 
 
 def kept(kept: dict[_K, _V], key: _K, make: Callable[[], _V]) -> _V:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 from .. import images, noise, samplers, tiling
 from ..bundle import noise_schedule
 from ..conditioning import Conditions
+from ..devices.calls import Running
 from ..devices.cpu import HostRun, Progress, start
 from ..devices.cuda import Cuda
 from ..devices.graphs import Graphs
@@ -42,12 +44,22 @@ class GpuPlans:
             return self._by_host.form
         return self._form if self._latest is None else self._latest.recorded.used
 
-    def get(
+    @contextmanager
+    def lend(
         self, request: Resolved, guidance: Guidance, batch: int, conditions: Conditions
-    ) -> GpuPlan | CpuPlan:
+    ) -> Iterator[GpuPlan | CpuPlan]:
         if request.by_host or not conditions.said.plain:
-            self._latest = self._by_host.get(request, guidance, batch, conditions)
-            return self._latest
+            with self._by_host.lend(request, guidance, batch, conditions) as plan:
+                self._latest = plan
+                yield plan
+        else:
+            # A run of its graphs is one call: none of it waits for what others do.
+            self._latest = self._get(request, guidance, batch, conditions)
+            yield self._latest
+
+    def _get(
+        self, request: Resolved, guidance: Guidance, batch: int, conditions: Conditions
+    ) -> GpuPlan:
         words = conditions.said.count, conditions.tokens
         shallow = request.cache != 1
         key = (batch, *words, request.width, request.height, shallow)
@@ -57,7 +69,6 @@ class GpuPlans:
         given = (self._opened, self._gpu, self._graphs, self._tile, self._form)
         plan = kept(self._kept, key, lambda: GpuPlan(*given, request, batch, *words))
         plan.prepare(request, guidance)
-        self._latest = plan
         return plan
 
     def close(self) -> None:
@@ -152,8 +163,8 @@ class GpuPlan:
         guidance: Guidance,
         seeds: Sequence[int],
         progress: Progress | None,
-        again: bool,
-    ) -> Drawn:
+    ) -> Running[Drawn]:
+        yield from ()  # its graphs make the calls
         sampler, latents = samplers.get(request.sampler), self.recorded.latents
         if sampler.static:
             steps, kind = self._table(request, guidance)

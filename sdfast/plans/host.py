@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 
 from PIL import Image
@@ -10,7 +11,8 @@ from PIL import Image
 from .. import images, noise, samplers, tiling
 from ..bundle import noise_schedule
 from ..conditioning import Conditions
-from ..devices.cpu import Denoiser, HostRun, Loop, Network, Progress, Projected, TimeTable, start
+from ..devices.calls import Network, Running
+from ..devices.cpu import Denoiser, HostRun, Loop, Progress, TimeTable, start
 from ..guidance import Guidance
 from ..opened import Opened
 from ..program import Eval
@@ -18,7 +20,7 @@ from ..redrawing import Redrawn, lay_beside
 from ..request import Resolved
 from ..tensors import Tensor
 from ..tiling import Tiled
-from . import Drawn, copied, kept, shapes, told_apart, traced
+from . import Drawn, Idle, copied, shapes, told_apart, traced
 from .steering import Steering
 
 
@@ -29,18 +31,18 @@ class CpuPlans:
 
     def __init__(self, opened: Opened, tile: int | None) -> None:
         self._opened, self._tile = opened, tile
-        self.kept: dict[tuple[object, ...], CpuPlan] = {}
+        self.idle: Idle[tuple[object, ...], CpuPlan] = Idle()
 
-    def get(
+    def lend(
         self, request: Resolved, guidance: Guidance, batch: int, conditions: Conditions
-    ) -> CpuPlan:
+    ) -> AbstractContextManager[CpuPlan]:
         words = conditions.said.count, conditions.tokens
         key = (batch, *words, request.width, request.height, *told_apart(request))
         make = partial(CpuPlan, self._opened, self._tile, request, batch, *words)
-        return kept(self.kept, key, make)
+        return self.idle.lend(key, make)
 
     def close(self) -> None:
-        self.kept.clear()
+        self.idle.clear()
 
 
 class CpuPlan:
@@ -98,10 +100,7 @@ class CpuPlan:
             self._denoiser = denoiser(unet, times=self._times, shallow=shallow)
             self.loop = Loop(found, self._denoiser, latent)
         else:
-            network = unet
-            if hoisted is not None:
-                network = Projected(hoisted, network)
-            self._denoiser = denoiser(network)
+            self._denoiser = denoiser(unet, projection=hoisted)
             self.loop = HostRun(sampler, request.sigmas, parameters, self._denoiser, latent)
         self._pixels = Tensor.empty((batch, request.height, request.width, 3), "u8")
 
@@ -137,24 +136,22 @@ class CpuPlan:
         guidance: Guidance,
         seeds: Sequence[int],
         progress: Progress | None,
-        again: bool,
-    ) -> Drawn:
+    ) -> Running[Drawn]:
         if self._steering is not None:
             begin = request.seeds.index(seeds[0])
             self._steering.tell(request, range(begin, begin + len(seeds)))
         first, draw = noise.streams(self._noise, request.rng, seeds)
         start(self.loop.x, request.sigmas[0], first, self._redrawn)
-        self.loop.run(guidance, draw, progress, self._redrawn)
-        latent = copied(self.loop.result) if again else self.loop.result
+        yield from self.loop.calls(guidance, draw, progress, self._redrawn)
+        latent = copied(self.loop.result)  # others may have the plan before it is decoded
 
         def pictures() -> list[Image.Image]:
-            decoder = self._opened.on_the_host(
-                "vae_decoder"
-            )  # no earlier: memory holds one network at a time
+            # No earlier: memory holds one network at a time.
+            decoder = self._opened.on_the_host("vae_decoder")
             tiling.run(decoder, {"latent": latent, "image": self._pixels}, self._tiles)
             return images.from_pixels(self._pixels)
 
-        return Drawn(pictures, lambda: copied(latent))
+        return Drawn(pictures, lambda: latent)
 
 
 def tensors(

@@ -32,7 +32,7 @@ def ours(bundle: Bundle, prompt: str = PROMPT, **parameters: Any) -> Drawn:
     """The runtime's picture."""
     pipeline = sdfast.load(bundle.path, "onnxruntime", threads=1)
     image = pipeline(prompt, seed=SEED, rng="torch", **parameters).images[0]
-    (plan,) = pipeline._variants.plain.plans.kept.values()  # that of the one request
+    ((_, plan),) = pipeline._variants.plain.plans.idle._idle  # that of the one request
     latents = np.array(plan.loop.result)
     pipeline.close()
     return Drawn(latents, np.asarray(image))
