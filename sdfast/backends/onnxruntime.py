@@ -4,7 +4,9 @@ pipeline holds."""
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -75,14 +77,15 @@ class OnnxRuntimeEngine:
         precision(options.precision)
         self._file, self._options = file, options
         self._replaced: list[Any] = []
+        self._pool: ThreadPoolExecutor | None = None  # where rows run
         self._session = self._open()
         self.inputs = _specs(self._session.get_inputs())
         self.outputs = _specs(self._session.get_outputs())
         self._binding: Any = None
         self._bound: Mapping[str, Tensor] = {}
 
-    def _open(self) -> Any:
-        options = self._options
+    def _open(self, threads: int | None = None) -> Any:
+        options = self._options if threads is None else replace(self._options, threads=threads)
         values = options.replaced() if options.replaced is not None else {}
         try:
             # Neither a value nor the session copies them: they live as long as it does.
@@ -100,25 +103,47 @@ class OnnxRuntimeEngine:
     def bind(self, tensors: Mapping[str, Tensor]) -> None:
         if self._session is None:  # it was closed
             self._session = self._open()
+        self._binding = self._bind(tensors)
+        self._bound = dict(tensors)  # the binding knows addresses alone: keep the memory alive
+
+    def _bind(self, tensors: Mapping[str, Tensor]) -> Any:
         binding = self._session.io_binding()
         for name, tensor in fitting(self, tensors).items():
             bound = binding.bind_input if name in self.inputs else binding.bind_output
             kind = _ELEMENTS[tensor.dtype]
             device, _, number = tensor.device.partition(":")
             bound(name, device, int(number or 0), kind, list(tensor.shape), tensor.pointer)
-        self._binding = binding
-        self._bound = dict(tensors)  # the binding knows addresses alone: keep the memory alive
+        return binding
 
     def run(self, stream: int = 0) -> None:
+        self._run(self._binding)
+
+    def _run(self, binding: Any) -> None:
         try:
-            self._session.run_with_iobinding(self._binding)
+            self._session.run_with_iobinding(binding)
         except Exception as error:  # its exceptions share no base of their own
             raise EngineError(
                 f"{self._file.name} failed ({first_line(error)}): a smaller picture or fewer "
                 "images need less memory"
             ) from error
 
+    def run_rows(self, rows: Sequence[Mapping[str, Tensor]]) -> None:
+        if self._pool is None or self._session is None:
+            # One session at a time: each has threads of its own, and weights.
+            threads = self._options.threads or cpu.cores()
+            self.close()
+            self._session = self._open(threads=1)
+            self._pool = ThreadPoolExecutor(threads)
+        for done in [self._pool.submit(self._run_row, row) for row in rows]:
+            done.result()
+
+    def _run_row(self, row: Mapping[str, Tensor]) -> None:
+        self._run(self._bind(row))
+
     def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
         self._binding = self._session = None
         self._replaced = []
         self._bound = {}

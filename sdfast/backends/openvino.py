@@ -6,10 +6,11 @@ from __future__ import annotations
 import ctypes
 import mmap
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
+from itertools import groupby
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -24,6 +25,7 @@ _DTYPES = ("f32", "f16", "i32", "i64", "u8")  # named alike there and here
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 _BLOB = "network.blob"
 _SHAPES = 2  # compiled forms that an engine keeps: with the unguided rows and without
+_SHAPES_IF_SMALL, _SMALL = 16, 64 << 20  # bytes of weights, which every form has anew
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -65,6 +67,8 @@ class OpenVinoEngine:
         self._file, self._options = file, options
         self._precision = precision(options.precision)
         self._weights = weights_of(file)
+        small = sum(weights.stat().st_size for weights in self._weights) < _SMALL
+        self._kept = 1 if options.low_memory else _SHAPES_IF_SMALL if small else _SHAPES
         model = _read(file)
         self.inputs, self.outputs = _specs(model.inputs), _specs(model.outputs)
         self._compiled: dict[tuple[Shapes, int], list[Any]] = {}  # requests, one for each part
@@ -79,8 +83,7 @@ class OpenVinoEngine:
             {n: t if parts == 1 else t.rows(k * rows, (k + 1) * rows) for n, t in bound.items()}
             for k in range(parts)
         ]
-        shapes = tuple((name, tuple(views[0][name].shape)) for name in self.inputs)
-        self._requests = self._for(shapes, parts)
+        self._requests = self._for(self._shapes(views[0]), parts)
         with self._failing():
             for request, view in zip(self._requests, views, strict=True):
                 for name, tensor in view.items():
@@ -103,13 +106,12 @@ class OpenVinoEngine:
 
     def _for(self, shapes: Shapes, parts: int) -> list[Any]:
         """Requests of the network compiled for these shapes, `parts` of them to run side by side;
-        of what was compiled before the latest is kept."""
+        of what was compiled before the latest are kept."""
         key = shapes, parts
         if key in self._compiled:
             self._compiled[key] = self._compiled.pop(key)  # the latest comes last
         else:
-            kept = 1 if self._options.low_memory else _SHAPES
-            while len(self._compiled) >= kept:
+            while len(self._compiled) >= self._kept:
                 self._compiled.pop(next(iter(self._compiled)))
             self._requests = []  # they hold what they are of
             compiled = self._compile(shapes, parts)
@@ -167,6 +169,24 @@ class OpenVinoEngine:
                 request.start_async()
             for request in self._requests:
                 request.wait()
+
+    def run_rows(self, rows: Sequence[Mapping[str, Tensor]]) -> None:
+        threads = self._options.threads or cpu.cores()
+        fitted = [fitting(self, row) for row in rows]
+        for shapes, alike in groupby(fitted, self._shapes):
+            requests = self._for(shapes, threads)
+            with self._failing():
+                for k, row in enumerate(alike):
+                    request = requests[k % threads]
+                    request.wait()
+                    for name, tensor in row.items():
+                        request.set_tensor(name, _shared(tensor))
+                    request.start_async()
+                for request in requests:
+                    request.wait()
+
+    def _shapes(self, tensors: Mapping[str, Tensor]) -> Shapes:
+        return tuple((name, tuple(tensors[name].shape)) for name in self.inputs)
 
     @contextmanager
     def _failing(self) -> Iterator[None]:
