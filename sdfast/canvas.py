@@ -86,7 +86,7 @@ class Canvas:
 
     def untouched(self, size: Size) -> Image.Image:
         """The result where nothing is drawn."""
-        return self.base if self.mask else self.base.resize(size, _SMOOTH)
+        return self.base if self.mask else scaled(self.base, size)
 
     def finished(self, drawn: Image.Image) -> Image.Image:
         """The result: with a mask `base`, whose pixels outside of it are as they were."""
@@ -205,6 +205,11 @@ def _surrounded(picture: Image.Image, size: Size, at: tuple[int, int]) -> Image.
             row = whole.crop((0, line, size[0], line + 1))
             whole.paste(row.resize((size[0], stop - start)), (0, start))
     return whole
+
+
+def scaled(picture: Image.Image, size: Size) -> Image.Image:
+    """The same picture, of that size."""
+    return picture.resize(size, _SMOOTH)
 
 
 def fitted(picture: Image.Image, size: Size, resize: str, by: Image.Resampling) -> Image.Image:

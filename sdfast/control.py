@@ -184,6 +184,19 @@ def weights(
     return at
 
 
+def of_image(given: Any, image: int) -> Any:
+    """A request's control as one of its images alone has it, by its number."""
+    if given is None:
+        return None
+
+    def own(maps: Any) -> Any:
+        several = isinstance(maps, list | tuple) and len(maps) > 1
+        return maps[image] if several else maps
+
+    several = [given] if isinstance(given, Mapping) else given
+    return tuple({**one, "image": own(one["image"])} for one in several)
+
+
 def told(given: Any, tell: Callable[[Any], Any]) -> Any:
     """A request's control for JSON, with its pictures as `tell` tells them."""
     if given is None:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from . import backends, checks, checksums, compiled, previews, samplers, store
 from .bundle import Bundle
-from .canvas import Canvas
+from .canvas import Canvas, scaled
 from .composition import Script, script
 from .devices import cuda
 from .devices.cpu import Progress
@@ -31,6 +31,9 @@ from .redrawing import Redrawn
 from .request import Request, Resolved, resolve
 from .tensors import Tensor
 from .variants import Variants
+
+if TYPE_CHECKING:
+    from . import loras
 
 Callback = Callable[[int, int | None], bool | None]
 """callback(done, evaluations) after each evaluation of the network; evaluations is None for a
@@ -224,15 +227,12 @@ class Pipeline:
         return self._draw(resolved, callback, shown)
 
     def _draw(self, request: Resolved, callback: Callback | None, show: _Shown | None) -> Result:
-        started, seconds, progress = (
-            perf_counter(),
-            defaultdict[str, float](float),
-            _Counted(callback, show),
-        )
+        started, progress = perf_counter(), _Counted(callback, show)
+        seconds = defaultdict[str, float](float)
         second, canvas = request.second, request.canvas
-        by_latents = second is not None and second.resize == "latent"
+        by_latents = second is not None and second.draws and second.resize == "latent"
         pictures, latents = list[Image.Image](), list[Tensor]()
-        if len(request.sigmas) == 1 and canvas is not None:  # no step is taken
+        if canvas is not None and not request.draws:
             pictures = [canvas.untouched((request.width, request.height))] * request.count
             by_latents = False
         else:
@@ -243,7 +243,9 @@ class Pipeline:
             drawn = self._run(request, start, progress, seconds, latents if by_latents else None)
             if not by_latents:
                 pictures = self._decoded(drawn, canvas, seconds)
-        if second is not None:
+        if second is not None and not second.draws:
+            pictures = [scaled(picture, (second.width, second.height)) for picture in pictures]
+        elif second is not None:
             with _timed(seconds, "vae_encoder"):
                 start = self._encoder.again(second, latents if by_latents else pictures)
             pictures = self._decoded(self._run(second, start, progress, seconds), None, seconds)
@@ -318,6 +320,10 @@ class Pipeline:
                 "alone: leave out negative_prompt, guidance_rescale and guidance_interval"
             )
         return Guidance(1.0)
+
+    def loras(self, prompt: str) -> loras.Key:
+        """The LoRA that a prompt names, by their content. Raises InvalidRequest."""
+        return self._variants.key(script(prompt, None, 1).loras)
 
     def close(self) -> None:
         """Frees the engines and buffers; the pipeline opens them again when it is next called."""

@@ -78,10 +78,10 @@ def batch(
     shared, axes = swept(_lists(context, options))
     pipe = load(bundle, **opening)
     origin = Origin.of(pipe)
-    pictures, failures = expand(rows, shared, axes, pipe.bundle, origin)
+    pictures, failures = expand(rows, shared, axes, pipe, origin)
     folder = Folder(out, form, origin)
     different = {picture.name: picture for picture in pictures}
-    there = {n for n, p in different.items() if folder.has(n, p.request.as_request())}
+    there = {n for n, p in different.items() if folder.has(n, p.request)}
     missing = runs(picture for name, picture in different.items() if name not in there)
     drawn = _draw(missing, pipe, folder, failures, as_json)
     whole = [picture for picture in pictures if picture.name in there | drawn]

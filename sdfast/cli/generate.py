@@ -132,14 +132,12 @@ def _check_out(out: Path, several: bool) -> None:
 
 
 def _write(result: Result, pipe: Pipeline, out: Path, form: str) -> list[Path]:
-    from dataclasses import replace
-
     from ..images import encode
     from ..store import write_atomically
 
     files = []
-    for image, seed in zip(result.images, result.seeds, strict=True):
-        single = replace(result.request, seed=seed, count=1)
+    for number, (image, seed) in enumerate(zip(result.images, result.seeds, strict=True)):
+        single = result.request.alone(number)
         file = out if out.suffix else _free_name(out, result.request.prompt, seed, form)
         write_atomically(file, encode(image, form, single, pipe.bundle.name, __version__))
         files.append(file)
