@@ -47,7 +47,7 @@ def opened(name: str, value: object, mode: str = "RGB") -> Image.Image:
                 f"{name} is {type(value).__name__}; it must be a picture's path, a Pillow picture "
                 "or a data URL"
             )
-        return ImageOps.exif_transpose(found).convert(mode)
+        return _eight_bits(ImageOps.exif_transpose(found)).convert(mode)
     except UnidentifiedImageError:
         raise InvalidRequest(f"{name} {_said(value)} is no picture that can be read") from None
     except InvalidRequest:
@@ -57,9 +57,18 @@ def opened(name: str, value: object, mode: str = "RGB") -> Image.Image:
         raise InvalidRequest(f"{name} {_said(value)} cannot be read ({reason})") from None
 
 
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Grey of 16 bits, as depth maps have it, in 8: Pillow would make all above 255 white."""
+    if not picture.mode.startswith("I;16"):
+        return picture
+    return picture.convert("I").point(lambda level: level * (1 / 257) + 0.5).convert("L")
+
+
 def told(value: Any) -> Any:
-    """A picture as a request's JSON has it: its path or data URL, or of one in memory a digest of
-    its pixels, which says whether another is the same."""
+    """A picture as a request's JSON has it: its path, or of one in memory or a data URL a digest,
+    which says whether another is the same."""
+    if isinstance(value, str) and value.startswith(_DATA):
+        return f"{_DIGEST}{hashlib.sha256(value.encode()).hexdigest()}"
     if not isinstance(value, Image.Image):
         return None if value is None else str(value)
     form = f"{value.mode} {value.size}".encode()

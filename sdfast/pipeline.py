@@ -238,6 +238,7 @@ class Pipeline:
         else:
             with _timed(seconds, "vae_encoder"):
                 start = self._encoder.start(request)
+                self._opened.spare("vae_encoder")
             if start is None:
                 del seconds["vae_encoder"]
             drawn = self._run(request, start, progress, seconds, latents if by_latents else None)
@@ -248,6 +249,7 @@ class Pipeline:
         elif second is not None:
             with _timed(seconds, "vae_encoder"):
                 start = self._encoder.again(second, latents if by_latents else pictures)
+                self._opened.spare("vae_encoder")
             pictures = self._decoded(self._run(second, start, progress, seconds), None, seconds)
         seconds["total"] = perf_counter() - started
         full = request.as_request()
@@ -287,7 +289,7 @@ class Pipeline:
                 drawn.append(plan.denoise(request, guidance, seeds, told, again))
                 if latents is not None:
                     latents.append(drawn[-1].latents())
-            opened.spare("unet", "unet_shallow", "unet_adapters", "time_projection")
+            opened.spare("unet", "unet_shallow", "unet_adapters", "controlnet", "time_projection")
             self._opened.spare("preview_decoder")
         self._form = plans.form
         return drawn

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 STRENGTH = 0.6  # of a picture that is redrawn in all of its parts
 MOST_BLUR, MOST_PIXELS = 256, 4096
 TILED = 8192  # pixels a side at most of a picture that is drawn from another, in tiles
+SECOND_SCALE, SECOND_STRENGTH = 2.0, 0.5  # of a second pass
 HIRES = (
     *("prompt", "negative_prompt", "steps", "sampler", "schedule", "sampler_parameters"),
     *("schedule_parameters", "guidance", "strength", "denoise", "resize", "cache"),
@@ -118,12 +119,12 @@ def second_pass(given: Request, begin: Start, sizes: Sizes) -> Request | None:
         )
     if begin.masked:
         raise InvalidRequest("hires draws the whole picture anew: leave out mask and outpaint")
-    scale = checks.number("hires scale", asked.pop("scale", 2), 1, 8)
+    scale = checks.number("hires scale", asked.pop("scale", SECOND_SCALE), 1, 8)
     width, height = (
         round(side * scale / sizes.multiple) * sizes.multiple
         for side in (begin.width, begin.height)
     )
-    usual = {} if "denoise" in asked else {"strength": 0.5}
+    usual = {} if "denoise" in asked else {"strength": SECOND_STRENGTH}
     blank = Image.new("RGB", (begin.width, begin.height))
     over = {"resize": "stretch", **usual, **asked, "image": blank, "hires": None}
     if "sampler" in asked:

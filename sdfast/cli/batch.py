@@ -116,6 +116,11 @@ def _lists(context: click.Context, options: dict[str, Any]) -> dict[str, Any]:
         lists["discard_penultimate"] = (discard,)
     if (words := lists.get(REPLACED)) is not None:
         lists[REPLACED] = tuple(part.strip() for part in words.split(","))
+        if len(lists[REPLACED]) < 2:
+            raise InvalidRequest(
+                f"--replace is {words!r}; it must be the words that are replaced and others, as "
+                "red,green,blue"
+            )
     return lists
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from ..pipeline import Pipeline, Result
+    from ..prompt_files import Row
     from ..request import Request
 
 
@@ -111,7 +112,17 @@ def _requests(
     if source is not None:
         return [Request.from_dict(overlaid(read_request(source)[0].to_dict(), given))]
     rows = [Row("", {"prompt": prompt})] if prompts is None else read(prompts)
-    return [Request.from_dict(overlaid(given, row.values)) for row in rows]
+    return [_of_row(row, given) for row in rows]
+
+
+def _of_row(row: Row, given: dict[str, Any]) -> Request:
+    from ..request import Request
+    from ..request_text import overlaid
+
+    try:
+        return Request.from_dict(overlaid(given, row.values))
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{row.place}: {error}" if row.place else str(error)) from error
 
 
 def _check_out(out: Path, several: bool) -> None:
