@@ -18,6 +18,8 @@ from .errors import InvalidRequest
 RESIZES = ("crop", "stretch", "pad", "latent")
 """How a picture of another size is made to fit: its middle is cut out, it is stretched, or bands in
 its borders' colours are put beside it, all by Lanczos' filter; or it is stretched as latents."""
+READ = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Forms of pictures that are read: of those that Pillow knows some run other programs."""
 _DATA, _DIGEST = "data:image/", "sha256:"
 _SMOOTH = Image.Resampling.LANCZOS
 
@@ -39,9 +41,10 @@ def opened(name: str, value: object, mode: str = "RGB") -> Image.Image:
             )
         elif isinstance(value, str) and value.startswith(_DATA):
             encoded = value.partition(";base64,")[2]
-            found = Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)))
+            data = io.BytesIO(base64.b64decode(encoded, validate=True))
+            found = Image.open(data, formats=READ)
         elif isinstance(value, str | Path):
-            found = Image.open(value)
+            found = Image.open(value, formats=READ)
         else:
             raise InvalidRequest(
                 f"{name} is {type(value).__name__}; it must be a picture's path, a Pillow picture "
@@ -49,7 +52,9 @@ def opened(name: str, value: object, mode: str = "RGB") -> Image.Image:
             )
         return _eight_bits(ImageOps.exif_transpose(found)).convert(mode)
     except UnidentifiedImageError:
-        raise InvalidRequest(f"{name} {_said(value)} is no picture that can be read") from None
+        raise InvalidRequest(
+            f"{name} {_said(value)} is no picture that can be read: give one of {', '.join(READ)}"
+        ) from None
     except InvalidRequest:
         raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -198,10 +198,11 @@ def of_image(given: Any, image: int) -> Any:
 
 
 def told(given: Any, tell: Callable[[Any], Any]) -> Any:
-    """A request's control for JSON, with its pictures as `tell` tells them."""
-    if given is None:
-        return None
+    """A request's control for JSON, with its pictures as `tell` tells them; what is none stays as
+    it is, for `controls` to refuse."""
     several = [given] if isinstance(given, Mapping) else given
+    if not isinstance(several, list | tuple) or not all(isinstance(o, Mapping) for o in several):
+        return given
 
     def maps(image: Any) -> Any:
         return [tell(one) for one in image] if isinstance(image, list | tuple) else tell(image)

@@ -40,6 +40,12 @@ def test_a_picture_is_read_from_memory_a_file_and_a_data_url(tmp_path: Path) -> 
         assert same(opened("image", value), picture)
 
 
+def test_pictures_that_programs_are_run_for_are_refused(tmp_path: Path) -> None:
+    photo().save(tmp_path / "a.png", "EPS")
+    with pytest.raises(InvalidRequest, match="no picture that can be read: give one of AVIF, BMP"):
+        opened("image", tmp_path / "a.png")
+
+
 def test_grey_of_16_bits_keeps_its_levels(tmp_path: Path) -> None:
     levels = np.linspace(0, 65535, 96 * 64).astype(np.uint16).reshape(64, 96)
     Image.fromarray(levels).save(tmp_path / "depth.png")
