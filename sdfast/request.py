@@ -218,21 +218,7 @@ def resolve(request: Request, bundle: Bundle, precision: str = "fp32") -> Resolv
     precision: that the networks compute in, by which some parameters of samplers have another one
     Raises InvalidRequest, UnknownSampler or UnknownSchedule.
     """
-    defaults, sizes = bundle.defaults, bundle.sizes
-    steps, schedule = defaults.steps, defaults.schedule
-    if request.sigmas is not None:
-        steps, schedule = len(checks.sequence("sigmas", request.sigmas)) - 1, CUSTOM
-    elif request.sampler is not None and request.schedule is None:
-        label = checks.text("sampler", request.sampler)
-        schedule = samplers.labelled_schedule(label) or schedule
-    given = replace(
-        request,
-        steps=steps if request.steps is None else request.steps,
-        sampler=defaults.sampler if request.sampler is None else request.sampler,
-        schedule=schedule if request.schedule is None else request.schedule,
-        guidance=defaults.guidance if request.guidance is None else request.guidance,
-        seed=secrets.randbits(32) if request.seed is None else request.seed,
-    )
+    given, sizes = _filled(request, bundle), bundle.sizes
     prompt = checks.text("prompt", given.prompt)
     if not prompt.strip():
         raise InvalidRequest("the prompt is empty: say in a few words what to draw")
@@ -245,6 +231,7 @@ def resolve(request: Request, bundle: Bundle, precision: str = "fp32") -> Resolv
     discard = _discard(given.discard_penultimate, sampler)
     begin = start(given, sizes)
     schedule, levels = _levels(given, discard, noise_schedule(bundle.betas), begin)
+    count = checks.whole("count", given.count, 1, MAX_COUNT)
     again = second_pass(given, begin, sizes)
     return Resolved(
         prompt=prompt,
@@ -264,7 +251,7 @@ def resolve(request: Request, bundle: Bundle, precision: str = "fp32") -> Resolv
         seed=checks.whole("seed", given.seed, 0, MAX_SEED),
         width=begin.width,
         height=begin.height,
-        count=checks.whole("count", given.count, 1, MAX_COUNT),
+        count=count,
         rng=given.rng,
         cache=_cache(given.cache, sampler, bundle),
         image=given.image,
@@ -272,18 +259,37 @@ def resolve(request: Request, bundle: Bundle, precision: str = "fp32") -> Resolv
         denoise=begin.denoise,
         resize=given.resize,
         mask=given.mask,
-        mask_blur=given.mask_blur,
+        mask_blur=float(given.mask_blur),
         mask_margin=given.mask_margin,
         outpaint=given.outpaint,
         hires=given.hires,
         clip_skip=checks.whole("clip_skip", given.clip_skip, 0, 11),
         control=given.control,
-        controls=_controls(given, begin, checks.whole("count", given.count, 1, MAX_COUNT)),
+        controls=_controls(given, begin, count),
         tiled=_tiled(given, begin, sizes),
         canvas=begin.canvas,
         from_picture=begin.from_picture,
         blended=begin.masked and bundle.manifest.task != "inpaint",
         second=None if again is None else resolve(again, bundle, precision),
+    )
+
+
+def _filled(request: Request, bundle: Bundle) -> Request:
+    """With the bundle's defaults and a seed in what is left open, as yet unchecked."""
+    defaults = bundle.defaults
+    steps, schedule = defaults.steps, defaults.schedule
+    if request.sigmas is not None:
+        steps, schedule = len(checks.sequence("sigmas", request.sigmas)) - 1, CUSTOM
+    elif request.sampler is not None and request.schedule is None:
+        label = checks.text("sampler", request.sampler)
+        schedule = samplers.labelled_schedule(label) or schedule
+    return replace(
+        request,
+        steps=steps if request.steps is None else request.steps,
+        sampler=defaults.sampler if request.sampler is None else request.sampler,
+        schedule=schedule if request.schedule is None else request.schedule,
+        guidance=defaults.guidance if request.guidance is None else request.guidance,
+        seed=secrets.randbits(32) if request.seed is None else request.seed,
     )
 
 
