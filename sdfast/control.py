@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -83,7 +84,7 @@ def _control(given: object, size: Size, count: int) -> Control:
     if start >= end:
         raise InvalidRequest(f"control's start is {start} and its end {end}: start before the end")
     return Control(
-        checks.text("control's bundle", values["bundle"]),
+        checks.text("control's bundle", _plain(values["bundle"])),
         tuple(_map(one, size, how) for one in maps),
         checks.number("control's weight", values.get("weight", 1), -2, 2),
         start,
@@ -207,4 +208,12 @@ def told(given: Any, tell: Callable[[Any], Any]) -> Any:
     def maps(image: Any) -> Any:
         return [tell(one) for one in image] if isinstance(image, list | tuple) else tell(image)
 
-    return [{**one, "image": maps(one.get("image"))} for one in several]
+    return [
+        {**one, "bundle": _plain(one.get("bundle")), "image": maps(one.get("image"))}
+        for one in several
+    ]
+
+
+def _plain(bundle: Any) -> Any:
+    """A bundle may be given by a path, as to sdfast.load."""
+    return str(bundle) if isinstance(bundle, Path) else bundle
