@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -83,7 +84,7 @@ def _control(given: object, size: Size, count: int) -> Control:
     if start >= end:
         raise InvalidRequest(f"control's start is {start} and its end {end}: start before the end")
     return Control(
-        checks.text("control's bundle", values["bundle"]),
+        checks.text("control's bundle", _plain(values["bundle"])),
         tuple(_map(one, size, how) for one in maps),
         checks.number("control's weight", values.get("weight", 1), -2, 2),
         start,
@@ -184,13 +185,35 @@ def weights(
     return at
 
 
-def told(given: Any, tell: Callable[[Any], Any]) -> Any:
-    """A request's control for JSON, with its pictures as `tell` tells them."""
+def of_image(given: Any, image: int) -> Any:
+    """A request's control as one of its images alone has it, by its number."""
     if given is None:
         return None
+
+    def own(maps: Any) -> Any:
+        several = isinstance(maps, list | tuple) and len(maps) > 1
+        return maps[image] if several else maps
+
     several = [given] if isinstance(given, Mapping) else given
+    return tuple({**one, "image": own(one["image"])} for one in several)
+
+
+def told(given: Any, tell: Callable[[Any], Any]) -> Any:
+    """A request's control for JSON, with its pictures as `tell` tells them; what is none stays as
+    it is, for `controls` to refuse."""
+    several = [given] if isinstance(given, Mapping) else given
+    if not isinstance(several, list | tuple) or not all(isinstance(o, Mapping) for o in several):
+        return given
 
     def maps(image: Any) -> Any:
         return [tell(one) for one in image] if isinstance(image, list | tuple) else tell(image)
 
-    return [{**one, "image": maps(one.get("image"))} for one in several]
+    return [
+        {**one, "bundle": _plain(one.get("bundle")), "image": maps(one.get("image"))}
+        for one in several
+    ]
+
+
+def _plain(bundle: Any) -> Any:
+    """A bundle may be given by a path, as to sdfast.load."""
+    return str(bundle) if isinstance(bundle, Path) else bundle

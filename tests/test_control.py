@@ -105,6 +105,21 @@ def test_what_cannot_be_meant_is_refused(given: Any, word: str) -> None:
         control.controls(given, SIZE, 2)
 
 
+def test_its_bundle_may_be_a_path() -> None:
+    folder = store.find("demo-control")
+    assert one(bundle=folder).bundle == str(folder)
+    request = Request("a star", control={"bundle": folder, "image": "map.png"})
+    (told,) = json.loads(json.dumps(request.to_dict()))["control"]
+    assert told == {"bundle": str(folder), "image": "map.png"}
+
+
+@pytest.mark.parametrize("odd", ["abc", 5, [1]])
+def test_what_is_no_control_is_told_as_it_is_and_refused(odd: Any) -> None:
+    request = Request.from_dict(Request("a star", control=odd).to_dict())
+    with pytest.raises(InvalidRequest, match="control is"):
+        resolve(request, DEMO)
+
+
 def test_control_is_of_every_evaluation() -> None:
     request = Request("a star", control={"bundle": "demo-control", "image": MAP}, cache=3)
     with pytest.raises(InvalidRequest, match="leave out cache"):

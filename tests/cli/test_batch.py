@@ -88,11 +88,12 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
 
 WRONG = {
     "nothing": ([], "a prompt or more, or a file"),
-    "missing file": (["nothing.csv"], "nothing.csv cannot be read"),
+    "missing file": (["nothing.csv"], "nothing.csv cannot be read (No such file or directory)"),
     "all rows": (["x", "--steps", "5000"], "'x': steps is 5000; it must be"),
     "word for a number": (["x", "--steps", "5,many"], "--steps is 'many'; it must be a whole"),
     "unknown sampler": (["x", "--sampler", "eulr"], "did you mean 'euler'"),
     "word that is not there": (["a ring", "--replace", "red,blue"], "has no 'red' to replace"),
+    "one word": (["a ring", "--replace", "ring"], "--replace is 'ring'; it must be the words"),
     "unknown format": (["x", "--format", "bmp"], "png, jpeg, jpg, webp"),
 }
 
