@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from .. import canvas, prompts
+from .. import prompts
 from ..bundle import Bundle
 from ..errors import InvalidRequest, nearest
 from ..request import Request
@@ -102,26 +102,6 @@ def size_of(name: str, data: bytes, limits: Limits) -> tuple[int, int]:
 def data_url(data: bytes) -> str:
     """Of an encoded picture, which says itself of what format it is."""
     return f"{_DATA}png;base64,{base64.b64encode(data).decode()}"
-
-
-def told(request: Request) -> Request:
-    """A checked request with digests in place of its pictures."""
-
-    def digest(name: str, url: Any) -> Any:
-        return None if url is None else canvas.told(canvas.opened(name, url))
-
-    def of_control(one: Mapping[str, Any]) -> dict[str, Any]:
-        maps = one["image"]
-        if isinstance(maps, list):
-            return {**one, "image": [digest("control's image", url) for url in maps]}
-        return {**one, "image": digest("control's image", maps)}
-
-    return replace(
-        request,
-        image=digest("image", request.image),
-        mask=digest("mask", request.mask),
-        control=None if request.control is None else tuple(map(of_control, request.control)),
-    )
 
 
 def _picture(name: str, value: object, limits: Limits) -> str | None:
