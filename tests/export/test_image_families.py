@@ -181,10 +181,10 @@ def no_image(bundle: Bundle, rows: int = 2) -> Arrays:
 
 
 def unsteered(bundle: Bundle) -> Arrays:
-    """Residuals of no ControlNet."""
+    """What no ControlNet and no T2I-Adapter adds."""
     inputs = bundle.manifest.networks["unet_adapters"].inputs
-    named = [name for name in inputs if name.startswith("residual_")]
-    return {name: np.zeros((1, 1, 1, 1), np.float32) for name in named}
+    named = {n: s for n, s in inputs.items() if n.startswith(("residual_", "adapter_"))}
+    return {name: np.zeros(spec.sides(1, 1, 1, 1), np.float32) for name, spec in named.items()}
 
 
 def unet_inputs(bundle: Bundle, rows: int = 2) -> Arrays:
