@@ -176,11 +176,7 @@ def require_fit(recipe: Recipe, checkpoint: Checkpoint) -> None:
         )
 
 
-_KINDS = {
-    None: "a whole model",
-    "controlnet": "a ControlNet",
-    "t2i_adapter": "a T2I-Adapter",
-}
+_KINDS = {None: "a whole model", "controlnet": "a ControlNet", "t2i_adapter": "a T2I-Adapter"}
 
 
 def alone(names: Iterable[str]) -> str | None:

@@ -6,8 +6,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from ...errors import CheckpointError
 from ..graph import Graph
 from .layers import conv
@@ -66,13 +64,19 @@ def levels(config: Mapping[str, Any]) -> list[int]:
 
 
 def _unshuffled(g: Graph, x: str, channels: int, side: int) -> str:
-    """[R, C, h · side, w · side] → [R, C · side², h, w], a pixel's own channels last in each C."""
-    x = g.add("SpaceToDepth", x, name="adapter.unshuffle", blocksize=side)
-    if channels == 1:
-        return x
-    # ONNX has the channels of a pixel beside each other, PyTorch the pixels of a channel.
-    order = np.arange(side * side * channels).reshape(-1, channels).T.ravel()
-    return g.add("Gather", x, g.integers(order.tolist()), name="adapter.unshuffle.order", axis=1)
+    """[R, C, h · side, w · side] → [R, C · side², h, w].
+
+    Not by SpaceToDepth, which has a pixel's channels beside each other where PyTorch has a
+    channel's pixels: OpenVINO's reads others once a Gather puts them in order before a convolution.
+    """
+    for shape, order in (
+        ([0, 0, 0, -1, side], [0, 3, 4, 1, 2]),  # w, its part, C, h · side
+        ([0, 0, side, channels, -1, side], [0, 4, 1, 3, 5, 2]),  # h, w, C, both parts
+        ([0, 0, 0, channels * side * side], [0, 3, 1, 2]),
+    ):
+        x = g.add("Reshape", x, g.integers(shape), name="adapter.unshuffle.sides")
+        x = g.add("Transpose", x, name="adapter.unshuffle", perm=order)
+    return x
 
 
 def _block(g: Graph, x: str, path: str) -> str:

@@ -212,14 +212,6 @@ def _resize(
     return compute
 
 
-def _space_to_depth(blocksize: int) -> Compute:
-    def compute(x: Any) -> Any:
-        y = x.unflatten(3, (-1, blocksize)).unflatten(2, (-1, blocksize))
-        return y.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
-
-    return compute
-
-
 # Eight bits.
 
 
@@ -277,7 +269,6 @@ OPERATORS: Mapping[str, Operator] = {
     "Sin": _plain(lambda x: torch.sin(x)),
     "Slice": _plain(_slice),
     "Softmax": _softmax,
-    "SpaceToDepth": _space_to_depth,
     "Split": _split,
     "Sub": _plain(lambda a, b: a - b),
     "Tanh": _plain(lambda x: torch.tanh(x)),

@@ -158,7 +158,7 @@ def test_controlnet_steers_as_in_diffusers(
         "condition": np.repeat(condition, 2, axis=0),
         "scale": np.full(2, 0.7, np.float32),
     }
-    conditions |= no_image(run.bundle)
+    conditions |= no_image(run.bundle) | unsteered(run.bundle)
 
     def guided(latent: NDArray[Any], t: float) -> NDArray[Any]:
         rows = conditions | repeated(latent, t, 2)

@@ -19,12 +19,14 @@ from PIL import Image
 
 import sdfast
 from sdfast import schedules
+from sdfast.backends import Options
 from sdfast.bundle import noise_schedule
 from sdfast.errors import CheckpointError, InvalidRequest, RecipeError
 from sdfast.export import export, recipes, sources
 from sdfast.export.networks import unet
 from sdfast.export.verify import psnr
 
+from ..feeds import computed, distance, expected, feed
 from .conftest import BundleOf, CheckpointOf
 from .loops import Networks, repeated
 from .pictures import PROMPT, SEED, Drawn, assert_equal, opened, ours, start
@@ -204,6 +206,19 @@ def test_every_type_is_exported_and_is_diffusers(name: str, tmp_path: Path) -> N
         "of SDXL, for sketches": ["adapter_0_1", "adapter_1_1", "adapter_2_2", "adapter_3_2"],
     }
     assert list(network.outputs) == found[name]
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_openvino_computes_the_same(family: str, bundle_of: BundleOf) -> None:
+    """It did not where SpaceToDepth and Gather were before the first convolution."""
+    bundle = bundle_of(f"{family}-t2i-adapter")
+    file, given = (
+        bundle.network("t2i_adapter"),
+        feed(bundle.manifest.networks["t2i_adapter"].inputs),
+    )
+    want = expected(file, given)
+    exact = Options(precision="fp32")
+    assert distance(computed(file, given, want, "openvino", exact), want) < 1e-5
 
 
 def test_an_adapter_of_fewer_levels_adds_to_those(
