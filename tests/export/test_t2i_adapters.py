@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import feeds
 import numpy as np
 import pytest
 import torch
@@ -26,7 +27,6 @@ from sdfast.export import export, recipes, sources
 from sdfast.export.networks import unet
 from sdfast.export.verify import psnr
 
-from ..feeds import computed, distance, expected, feed
 from .conftest import BundleOf, CheckpointOf
 from .loops import Networks, repeated
 from .pictures import PROMPT, SEED, Drawn, assert_equal, opened, ours, start
@@ -212,13 +212,11 @@ def test_every_type_is_exported_and_is_diffusers(name: str, tmp_path: Path) -> N
 def test_openvino_computes_the_same(family: str, bundle_of: BundleOf) -> None:
     """It did not where SpaceToDepth and Gather were before the first convolution."""
     bundle = bundle_of(f"{family}-t2i-adapter")
-    file, given = (
-        bundle.network("t2i_adapter"),
-        feed(bundle.manifest.networks["t2i_adapter"].inputs),
-    )
-    want = expected(file, given)
-    exact = Options(precision="fp32")
-    assert distance(computed(file, given, want, "openvino", exact), want) < 1e-5
+    file, network = bundle.network("t2i_adapter"), bundle.manifest.networks["t2i_adapter"]
+    given = feeds.feed(network.inputs)
+    want = feeds.expected(file, given)
+    got = feeds.computed(file, given, want, "openvino", Options(precision="fp32"))
+    assert feeds.distance(got, want) < 1e-5
 
 
 def test_an_adapter_of_fewer_levels_adds_to_those(
