@@ -62,10 +62,10 @@ class Request:
         starts.HIRES; its strength is 0.5 and its resize "stretch" where they are not given
     clip_skip: the last layers of the text encoders that are left out, 0…11, beside those that the
         model always leaves out; diffusers' clip_skip, and one less than A1111's
-    control: pictures that steer the run by ControlNets, each {"bundle": of the ControlNet, "image":
-        a map of the size that is drawn} with any more of control.KEYS: "weight" −2…2 [1], "start"
-        and "end" of the part of the steps that it acts in [0, 1], and "preprocess": "canny" for a
-        picture whose edges are the map
+    control: pictures that steer the run by ControlNets and T2I-Adapters, each {"bundle": its own,
+        "image": a map of the size that is drawn} with any more of control.KEYS: "weight" −2…2 [1],
+        "start" and "end" of the part of the steps that it acts in [0, 1], and "preprocess": "canny"
+        for a picture whose edges are the map
     cache: 1…1000, every how many evaluations the whole U-Net runs; between them its outermost part
         does alone, with what the whole left (arXiv:2312.00858), which takes a part of the time for
         nearly the same picture. A tuple names those that run the whole: (0, 1, 3, 6, 10). "auto":

@@ -44,7 +44,7 @@ def test_weights_are_those_of_the_step_that_an_evaluation_belongs_to() -> None:
 
 
 def test_residuals_are_of_the_levels_of_the_unet() -> None:
-    made = control.residuals(CONTROL, 2, (16, 8))
+    made = control.added(CONTROL, 2, (16, 8))
     assert [made[f"residual_{k}"].shape[2:] for k in range(6)] == [
         (16, 8),
         (16, 8),
@@ -54,6 +54,17 @@ def test_residuals_are_of_the_levels_of_the_unet() -> None:
         (4, 2),
     ]
     assert made["residual_mid"].shape == (2, 64, 4, 2)
+
+
+def test_a_bundle_that_steers_nothing_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="demo is for task text; control takes one of task"):
+        control.check(DEMO, DEMO)
+    control.check(CONTROL, DEMO)
+
+
+def test_what_the_unet_takes_is_named_by_place_and_level() -> None:
+    taken = [name for name in control.absent(DEMO) if name.startswith("adapter_")]
+    assert taken == ["adapter_0_1", "adapter_1_1", "adapter_2_2", "adapter_3_2"]
 
 
 def test_a_map_is_scaled_without_new_colours() -> None:
