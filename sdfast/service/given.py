@@ -92,11 +92,16 @@ def size_of(name: str, data: bytes, limits: Limits) -> tuple[int, int]:
         ) from None
     if several:
         raise InvalidRequest(f"{name} is animated: send a picture of one frame")
+    _small_enough(name, (width, height), limits)
+    return width, height
+
+
+def _small_enough(name: str, size: tuple[int, int], limits: Limits) -> None:
+    width, height = size
     if width * height > limits.input_pixels:
         raise TooLarge(
             f"{name} is {width}×{height}; {limits.input_pixels} pixels are allowed: make it smaller"
         )
-    return width, height
 
 
 def data_url(data: bytes) -> str:
@@ -108,6 +113,7 @@ def _picture(name: str, value: object, limits: Limits) -> str | None:
     if value is None:
         return None
     if isinstance(value, Image.Image):
+        _small_enough(name, value.size, limits)
         buffer = io.BytesIO()
         value.save(buffer, "PNG", compress_level=1)
         return data_url(buffer.getvalue())
