@@ -21,8 +21,9 @@ def pytest_configure() -> None:
         return
     number, workers = int(worker.removeprefix("gw")), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     cores = sorted(os.sched_getaffinity(0))
-    first = number % len(cores)
-    os.sched_setaffinity(0, cores[first::workers])
+    own = cores[number % len(cores) :: workers]
+    os.sched_setaffinity(0, own)
+    os.environ["OMP_NUM_THREADS"] = str(len(own))  # torch counts those of others too
 
 
 @pytest.fixture(scope="session", autouse=True)
