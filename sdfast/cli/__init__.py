@@ -20,6 +20,7 @@ from .export import export, recipes
 from .generate import generate
 from .replay import replay
 from .show import doctor, info, samplers
+from .triton import export_triton
 
 
 class _Commands(click.Group):
@@ -57,6 +58,9 @@ def main() -> None:
     """
 
 
-_ALL = (generate, batch, replay, export, build, recipes, info, samplers, bench, doctor)
-for command in _ALL:
+for command in (
+    *(generate, batch, replay),
+    *(export, build, recipes, export_triton),
+    *(info, samplers, bench, doctor),
+):
     main.add_command(command)
