@@ -185,6 +185,6 @@ def draw(
                 yield Failure(f"{first.prompt!r}, seed {first.seed}", str(error))
             continue
         yield [
-            folder.add(p.name, image, p.request.as_request(), result.timings, len(run))
-            for p, image in zip(run, result.images, strict=True)
+            folder.add(p.name, image, p.request.as_request(), result.timings, len(run), place)
+            for place, (p, image) in enumerate(zip(run, result.images, strict=True))
         ]

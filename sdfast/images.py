@@ -20,6 +20,7 @@ from . import infotext
 from .canvas import told
 from .errors import InvalidRequest
 from .provenance import Provenance
+from .records import parsed
 from .request import Request
 from .tensors import Tensor
 
@@ -121,23 +122,17 @@ def read(file: Path) -> Carried:
     Raises InvalidRequest when the file is missing, no picture, or carries nothing.
     """
     own, _, form = _texts(file)
+    said, request, model = _said(file, own)
     try:
-        carried = json.loads(own)
-        made = carried.get("made")
-        return Carried(
-            Request.from_dict(carried["request"]),
-            str(carried["model"]),
-            str(carried["version"]),
-            carried.get("pixels"),
-            None if made is None else Provenance.from_dict(made),
-            form if form in _LOSSY else None,
-        )
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        if isinstance(error, InvalidRequest):
-            raise
+        made = said.get("made")
+        found = None if made is None else Provenance.from_dict(made)
+        pixels = parsed(str | None, said.get("pixels"), "pixels")
+    except ValueError as error:
         raise InvalidRequest(
-            f"{file} carries no request of sdfast: only pictures that sdfast wrote can be repeated"
+            f"what {file} says of how it was drawn is damaged or of a newer sdfast ({error})"
         ) from error
+    version = str(said.get("version"))
+    return Carried(request, model, version, pixels, found, form if form in _LOSSY else None)
 
 
 def read_request(file: Path) -> tuple[Request, str]:
@@ -148,10 +143,23 @@ def read_request(file: Path) -> tuple[Request, str]:
     """
     own, line, _ = _texts(file)
     if own is None and line is not None:
-        found = infotext.read(line)
-        return found.request(), found.model
-    carried = read(file)
-    return carried.request, carried.model
+        told_by_others = infotext.read(line)
+        return told_by_others.request(), told_by_others.model
+    _, request, model = _said(file, own)
+    return request, model
+
+
+def _said(file: Path, own: Any) -> tuple[dict[str, Any], Request, str]:
+    """What the JSON of sdfast says, its request, and the name of its bundle."""
+    try:
+        said = json.loads(own)
+        return said, Request.from_dict(said["request"]), str(said["model"])
+    except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        if isinstance(error, InvalidRequest):
+            raise
+        raise InvalidRequest(
+            f"{file} carries no request of sdfast: only pictures that sdfast wrote can be repeated"
+        ) from error
 
 
 def _texts(file: Path) -> tuple[Any, str | None, str | None]:

@@ -103,6 +103,7 @@ MADE = Provenance(
     ),
     Inputs({"image": "sha256:1"}, {}, {"ink": "2"}),
     4,
+    3,
 )
 
 
@@ -136,8 +137,9 @@ def test_a_damaged_record_is_refused(made: object, tmp_path: Path) -> None:
     info.add_itxt("sdfast", json.dumps(said))
     file = tmp_path / "odd.png"
     picture().save(file, pnginfo=info)
-    with pytest.raises(InvalidRequest, match="carries no request of sdfast"):
+    with pytest.raises(InvalidRequest, match="damaged or of a newer sdfast"):
         images.read(file)
+    assert images.read_request(file) == (REQUEST, "demo")
 
 
 def test_pictures_of_a1111_tell_their_request_too(tmp_path: Path) -> None:

@@ -145,10 +145,11 @@ def _write(result: Result, pipe: Pipeline, out: Path, form: str, made: Provenanc
     from ..store import write_atomically
 
     files = []
-    for image, seed in zip(result.images, result.seeds, strict=True):
+    for place, (image, seed) in enumerate(zip(result.images, result.seeds, strict=True)):
         single = replace(result.request, seed=seed, count=1)
         file = out if out.suffix else _free_name(out, result.request.prompt, seed, form)
-        write_atomically(file, encode(image, form, single, pipe.bundle.name, __version__, made))
+        own = replace(made, place=place)
+        write_atomically(file, encode(image, form, single, pipe.bundle.name, __version__, own))
         files.append(file)
     return files
 
