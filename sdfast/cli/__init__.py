@@ -18,7 +18,9 @@ from .bench import bench
 from .build import build
 from .export import export, recipes
 from .generate import generate
+from .replay import replay
 from .show import doctor, info, samplers
+from .triton import export_triton
 
 
 class _Commands(click.Group):
@@ -56,5 +58,9 @@ def main() -> None:
     """
 
 
-for command in (generate, batch, export, build, recipes, info, samplers, bench, doctor):
+for command in (
+    *(generate, batch, replay),
+    *(export, build, recipes, export_triton),
+    *(info, samplers, bench, doctor),
+):
     main.add_command(command)
