@@ -201,7 +201,8 @@ def test_a_body_that_dribbles_is_given_up(url: str) -> None:
         b"GET /" + b"x" * (64 << 10) + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"\x16\x03\x01\x02\x00" + bytes(200) + b"\r\n\r\n",
         HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
-        HEAD + b"Connection: close\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+        HEAD
+        + b"Connection: close\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
     ],
     ids=["a large header", "many headers", "a long path", "TLS", "a bad chunk", "two lengths"],
 )
