@@ -137,6 +137,15 @@ def test_a_deadline_that_passes_in_the_queue_costs_nothing(
     serving.settled()
 
 
+def test_a_clock_that_jumps_ends_nothing(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(10**6))
+    monkeypatch.setattr(time, "time", lambda: (-1) ** next(clock) * 1e6 + 2e6)
+    answer = client.post("/v1/generate", json={**SHORT, "steps": 20, "deadline": 30})
+    assert answer.status_code == 200
+
+
 @pytest.mark.parametrize("deadline", [0, -1, "NaN", "1e400", '"1"'])
 def test_a_deadline_is_a_number_above_0(client: httpx.Client, deadline: Any) -> None:
     body = f'{{"prompt": "a", "deadline": {deadline}}}'

@@ -8,6 +8,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import response_schema_conformance
 from served import Serving
 
 from sdfast.service.http.app import app
@@ -20,6 +21,9 @@ SETTINGS = settings(
     suppress_health_check=list(HealthCheck),
     database=None,
 )
+
+
+CHECKS = [not_a_server_error, response_schema_conformance]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +41,7 @@ def test_nothing_that_is_sent_breaks_the_service(said: dict[str, Any], url: str)
         @SETTINGS
         @given(case=operation.as_strategy())
         def sent(case: schemathesis.Case) -> None:
-            case.call_and_validate(base_url=url, checks=[not_a_server_error], timeout=30)
+            case.call_and_validate(base_url=url, checks=CHECKS, timeout=30)
 
         sent()
         tried += 1
