@@ -54,10 +54,21 @@ def whole(file: Path) -> bool:
 
 
 def encode(
-    image: Image.Image, form: str, request: Request, model: str, version: str, quality: int = 95
+    image: Image.Image,
+    form: str,
+    request: Request,
+    model: str,
+    version: str,
+    *,
+    quality: int = 95,
+    compression: int = 6,
 ) -> bytes:
-    """The file's bytes with the request in them. `form`: png, jpeg, jpg or webp; quality: 0…100,
-    of all but PNG."""
+    """The file's bytes with the request in them.
+
+    form: png, jpeg, jpg or webp
+    quality: 0…100, of JPEG and WebP; compression: 0…9, of PNG: 1 takes a fifth of the time of 6
+        for files a third larger
+    """
     if form not in FORMATS:
         raise InvalidRequest(f"format {form!r} is unknown; use one of {', '.join(FORMATS)}")
     line = parameters(request, model, version)
@@ -67,7 +78,7 @@ def encode(
         info = PngInfo()
         info.add_itxt("parameters", line)
         info.add_itxt(_KEY, full)
-        image.save(buffer, "PNG", pnginfo=info)
+        image.save(buffer, "PNG", pnginfo=info, compress_level=compression)
     else:
         image.save(buffer, FORMATS[form], quality=quality, exif=_exif(full, line))
     return buffer.getvalue()
