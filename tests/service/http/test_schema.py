@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,3 +62,16 @@ def test_every_route_says_what_it_does(said: dict[str, Any]) -> None:
         for method, one in methods.items():
             assert one["summary"], (method, path)
             assert one["tags"], (method, path)
+
+
+def test_every_test_that_the_table_of_faults_names_is_there() -> None:
+    here = Path(__file__).parent
+    table = (here.parents[2] / "docs" / "faults.md").read_text()
+    named = set(re.findall(r"`(test_\w+)`", table))
+    there = {
+        name
+        for file in here.glob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)
+    }
+    assert len(named) > 40
+    assert named <= there
