@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
 
 from ... import request as requests
 from ...errors import SdfastError
@@ -151,12 +152,18 @@ def install(app: FastAPI) -> None:
     async def answer(request: Request, error: Exception) -> Response:
         path = request.url.path
         found = problem(error, request.scope.get("state", {}).get("request_id", ""))
+        note(request.scope, found)
         if isinstance(error, RequestValidationError) and path.startswith("/sdapi/"):
             return JSONResponse(found.body(path), 422)
         return found.response(path)
 
     for kind in (SdfastError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, answer)
+
+
+def note(scope: Scope, found: Problem) -> None:
+    """Has the log's line say what went wrong."""
+    scope.setdefault("state", {}).setdefault("told", {})["error"] = found.code
 
 
 def logged(error: Exception, request_id: str) -> Problem:

@@ -49,14 +49,12 @@ class Events(Response):
         failed: str | None = None,
         end: bytes = b"",
     ) -> None:
+        usual = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        super().__init__(headers={**usual, **(headers or {})})
+        self.raw_headers = [pair for pair in self.raw_headers if pair[0] != b"content-length"]
         self._service, self._job, self._request = service, job, request
         self._events, self._heartbeat = events, heartbeat
         self._failed, self._end = failed, end
-        self.status_code, self.background = 200, None
-        usual = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        self.body = b""
-        self.init_headers({**usual, **(headers or {})})
-        self.raw_headers = [pair for pair in self.raw_headers if pair[0] != b"content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with watched(self._service, self._job, self._request):
@@ -71,6 +69,7 @@ class Events(Response):
                 yield one
         except Exception as error:
             found = errors.logged(error, request_id(self._request))
+            errors.note(self._request.scope, found)
             yield event(self._failed, found.body())
 
 

@@ -20,7 +20,7 @@ class Settings:
     cors_origins: whose pages in a browser may call; none but its own
     allowed_hosts: names that a Host header may say beside the loopback's own; "*" for any. On a
         loopback address alone: elsewhere every name is allowed where none is said here
-    body_seconds: within which a request's body must have come
+    body_seconds: within which a request's head must have come, and then its body
     write_seconds: after which a reader who takes nothing of an answer is dropped
     heartbeat: seconds between comments in a stream of events that has nothing to say
     log_prompts: whether the log has the prompts

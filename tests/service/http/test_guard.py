@@ -193,6 +193,15 @@ def test_a_body_that_dribbles_is_given_up(url: str) -> None:
     assert time.monotonic() - begun < 5
 
 
+def test_a_head_that_dribbles_or_does_not_come_is_given_up(url: str) -> None:
+    begun = time.monotonic()
+    with Raw(url) as silent, Raw(url) as slow:
+        slow.socket.sendall(b"GET / HT")
+        assert silent.said(b"") == b""
+        assert slow.said(b"") == b""
+    assert 1.5 < time.monotonic() - begun < 5
+
+
 @pytest.mark.parametrize(
     "head",
     [
@@ -289,6 +298,12 @@ def test_a_trace_goes_on(client: httpx.Client) -> None:
         assert "traceparent" not in client.get("/healthz", headers={"traceparent": odd}).headers
 
 
+def logged(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    """The lines about drawings."""
+    lines = [json.loads(JsonLines().format(r)) for r in caplog.records if hasattr(r, "told")]
+    return [line for line in lines if line.get("route") == "/v1/generate"]
+
+
 @pytest.mark.parametrize("told", [False, True], ids=["without prompts", "with prompts"])
 def test_the_log_has_a_line_of_json_for_each_request(
     serving: Serving, caplog: pytest.LogCaptureFixture, told: bool
@@ -299,14 +314,17 @@ def test_the_log_has_a_line_of_json_for_each_request(
         answer = httpx.post(f"{url}/v1/generate", json=body, headers=bearer(KEY), timeout=30)
         assert answer.status_code == 200
         httpx.post(f"{url}/v1/generate", json={**body, "steps": 0}, headers=bearer(KEY))
-    lines = [json.loads(JsonLines().format(r)) for r in caplog.records if hasattr(r, "told")]
-    drawn, refused = (line for line in lines if line.get("route") == "/v1/generate")
+        end = time.monotonic() + 5  # lines are written when answers are sent
+        while len(found := logged(caplog)) < 2:
+            assert time.monotonic() < end
+    drawn, refused = found
     assert drawn["request_id"] == answer.headers["x-request-id"]
     assert (drawn["status"], refused["status"]) == (200, 400)
     assert drawn["model"] == "demo"
     assert drawn["size"] == "64x64"
+    assert refused["error"] == "invalid_value"
     assert drawn["owner"].startswith("key ")
-    text = caplog.text + json.dumps(lines)
+    text = caplog.text + json.dumps(found)
     assert ("a secret wish" in text) == told
     assert ("another wish" in text) == told
     assert KEY not in text
