@@ -266,3 +266,17 @@ def test_every_limit_is_an_option_with_its_default() -> None:
     for name, value in vars(usual).items():
         assert options[name].default == value
         assert options[name].help
+
+
+def test_without_the_extra_everything_else_works_and_serve_says_what_to_install() -> None:
+    code = "import sys; sys.modules[sys.argv[1]] = None; from sdfast.cli import main; main([{}])"
+    for missing in ("fastapi", "uvicorn", "prometheus_client"):
+
+        def run(command: str, missing: str = missing) -> subprocess.CompletedProcess[str]:
+            arguments = [sys.executable, "-c", code.format(command), missing]
+            return subprocess.run(arguments, capture_output=True, text=True, check=False)
+
+        assert run('"samplers"').returncode == 0
+        served = run('"serve"')
+        assert served.returncode == 2
+        assert "pip install sdfast[serve]" in served.stderr
