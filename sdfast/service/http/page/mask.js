@@ -1,0 +1,262 @@
+"use strict";
+// The picture to start from, and the mask that says which part of it is redrawn.
+
+const LONGEST = 2048; // pixels a side of a picture to start from; larger ones are made smaller
+const PLAIN = ["image/png", "image/jpeg", "image/webp"]; // types that the service reads
+
+const start = {
+  picture: null, // blob
+  mask: null, // blob: white where it is redrawn; null for everywhere
+  size: null, // [width, height]
+};
+
+/** Starts from a picture. `fit`: whether the form's size becomes the picture's. */
+async function startFrom(blob, { mask = null, fit = true } = {}) {
+  let picture, bitmap;
+  try {
+    bitmap = await createImageBitmap(blob);
+    picture = await sendable(blob, bitmap);
+  } catch {
+    throw new Refused("This is no picture that the browser can read.", { field: "image" });
+  }
+  const scale = Math.min(1, LONGEST / Math.max(bitmap.width, bitmap.height));
+  start.size = [bitmap.width, bitmap.height].map((side) => Math.max(1, Math.round(scale * side)));
+  Object.assign(start, { picture, mask });
+  if (fit) put({ ...fitting(start.size), strength: mask ? 1 : options.strength });
+  await showStart();
+}
+
+function startFromNothing() {
+  Object.assign(start, { picture: null, mask: null, size: null });
+  field("image").value = "";
+  return showStart();
+}
+
+async function showStart() {
+  const holder = byId("start"), on = start.picture !== null;
+  nothingWrong(holder);
+  holder.querySelector(".pick").classList.toggle("unseen", on);
+  holder.querySelector(".picked").hidden = !on;
+  if (!on) return;
+  holder.querySelector("img").src = urlOf(start.picture);
+  byId("paint").querySelector("span").textContent = start.mask ? "Change the mask" : "Paint a mask";
+  const canvas = holder.querySelector("canvas");
+  [canvas.width, canvas.height] = start.size;
+  if (start.mask) await paintedFrom(start.mask, canvas.getContext("2d"));
+}
+
+/** A picture of a type and size that the service reads, without what a picture of ours says of
+ * itself: it would be in the next one, and that in the next. */
+async function sendable(blob, bitmap) {
+  const scale = Math.min(1, LONGEST / Math.max(bitmap.width, bitmap.height));
+  if (scale === 1 && blob.type === "image/png") return withoutText(blob);
+  if (scale === 1 && PLAIN.includes(blob.type)) return blob;
+  const canvas = made("canvas", {
+    width: Math.round(scale * bitmap.width), height: Math.round(scale * bitmap.height),
+  });
+  canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  return blobOfCanvas(canvas);
+}
+
+/** A PNG file less its chunks of text, https://www.w3.org/TR/png-3/#11textinfo. */
+async function withoutText(blob) {
+  const bytes = await blob.arrayBuffer(), view = new DataView(bytes);
+  const parts = [bytes.slice(0, 8)];
+  for (let at = 8; at + 12 <= bytes.byteLength;) {
+    const end = at + 12 + view.getUint32(at);
+    const kind = String.fromCharCode(...new Uint8Array(bytes, at + 4, 4));
+    if (!["tEXt", "zTXt", "iTXt"].includes(kind)) parts.push(bytes.slice(at, end));
+    at = end;
+  }
+  return new Blob(parts, { type: "image/png" });
+}
+
+function blobOfCanvas(canvas, type = "image/png") {
+  return new Promise((resolve) => canvas.toBlob(resolve, type));
+}
+
+/** Width and height that the model draws, nearest to a picture's in its ratio. */
+function fitting([width, height]) {
+  const { minimum, maximum, multiple, pixels } = modelNow().sizes;
+  const most = Math.min(1, maximum / Math.max(width, height), Math.sqrt(pixels / (width * height)));
+  const fit = Math.max(most, minimum / Math.min(width, height));
+  const [w, h] = [width, height].map((side) => Math.min(
+    maximum, Math.max(minimum, multiple * Math.floor(side * fit / multiple + 0.5)),
+  ));
+  return { width: w, height: h };
+}
+
+/** Puts a mask's white into a context as paint. */
+async function paintedFrom(mask, context) {
+  const { width, height } = context.canvas;
+  context.drawImage(await createImageBitmap(mask), 0, 0, width, height);
+  const all = context.getImageData(0, 0, width, height), { data } = all;
+  for (let k = 0; k < data.length; k += 4) {
+    data[k + 3] = data[k];
+    [data[k], data[k + 1], data[k + 2]] = PAINT;
+  }
+  context.putImageData(all, 0, 0);
+}
+
+/** Paint as a mask: white on black. Null where there is none. */
+async function maskOf(canvas) {
+  const { width, height } = canvas, flat = made("canvas", { width, height });
+  const context = flat.getContext("2d", { willReadFrequently: true });
+  context.drawImage(canvas, 0, 0);
+  if (!context.getImageData(0, 0, width, height).data.some((v, k) => k % 4 === 3 && v > 127)) {
+    return null;
+  }
+  for (const [how, colour] of [["source-in", "white"], ["destination-over", "black"]]) {
+    Object.assign(context, { globalCompositeOperation: how, fillStyle: colour });
+    context.fillRect(0, 0, width, height);
+  }
+  return blobOfCanvas(flat);
+}
+
+// The dialog. Strokes are kept as what was done, so that one can be undone.
+
+const PAINT = [59, 91, 219];
+const masking = byId("masking");
+const easel = {
+  canvas: masking.querySelector("canvas"),
+  ring: masking.querySelector(".brush"),
+  base: null, // bitmap of the paint that was there
+  strokes: [], // {erase, width, points}
+  at: [0, 0], // of the brush
+};
+
+async function openMask() {
+  const { canvas } = easel;
+  [canvas.width, canvas.height] = start.size;
+  Object.assign(easel, { base: null, strokes: [], at: start.size.map((side) => side / 2) });
+  if (start.mask) {
+    await paintedFrom(start.mask, canvas.getContext("2d"));
+    easel.base = await createImageBitmap(canvas);
+  }
+  masking.querySelector("img").src = urlOf(start.picture);
+  masking.querySelector(".paper").style.setProperty("--ratio", start.size[0] / start.size[1]);
+  masking.querySelector("[value=paint]").checked = true;
+  masking.showModal();
+  canvas.focus();
+  showRing();
+}
+
+function brushWidth() {
+  return Math.max(1, byId("brush").value / 100 * 0.7 * Math.min(...start.size));
+}
+
+function beginStroke(point) {
+  const erase = masking.querySelector("[name=tool]:checked").value === "erase";
+  easel.strokes.push({ erase, width: brushWidth(), points: [point] });
+  paintStroke(easel.strokes.at(-1));
+}
+
+function continueStroke(point) {
+  const stroke = easel.strokes.at(-1);
+  stroke.points.push(point);
+  paintStroke({ ...stroke, points: stroke.points.slice(-2) });
+}
+
+function paintStroke({ erase, width, points }) {
+  const context = easel.canvas.getContext("2d");
+  Object.assign(context, {
+    globalCompositeOperation: erase ? "destination-out" : "source-over",
+    strokeStyle: `rgb(${PAINT})`, lineWidth: width, lineCap: "round", lineJoin: "round",
+  });
+  context.beginPath();
+  context.moveTo(...points[0]);
+  for (const point of points) context.lineTo(...point);
+  context.stroke();
+}
+
+function repaint() {
+  const context = easel.canvas.getContext("2d");
+  context.globalCompositeOperation = "source-over";
+  context.clearRect(0, 0, easel.canvas.width, easel.canvas.height);
+  if (easel.base) context.drawImage(easel.base, 0, 0);
+  easel.strokes.forEach(paintStroke);
+}
+
+function undo() {
+  easel.strokes.pop();
+  repaint();
+}
+
+function wipe() {
+  Object.assign(easel, { base: null, strokes: [] });
+  repaint();
+}
+
+async function useMask() {
+  const had = start.mask !== null;
+  start.mask = await maskOf(easel.canvas);
+  masking.close();
+  if (had !== (start.mask !== null)) put({ strength: start.mask ? 1 : options.strength });
+  await showStart();
+}
+
+function pointOf(event) {
+  const { canvas } = easel, box = canvas.getBoundingClientRect();
+  return [
+    (event.clientX - box.left) * canvas.width / box.width,
+    (event.clientY - box.top) * canvas.height / box.height,
+  ];
+}
+
+function showRing() {
+  const { canvas, ring, at } = easel, scale = canvas.clientWidth / canvas.width;
+  ring.hidden = false;
+  const side = `${brushWidth() * scale}px`;
+  Object.assign(ring.style, {
+    width: side, height: side, left: `${at[0] * scale}px`, top: `${at[1] * scale}px`,
+  });
+}
+
+function moveBrush(point, paints) {
+  easel.at = point.map((v, k) => Math.min(start.size[k], Math.max(0, v)));
+  if (paints) continueStroke(easel.at);
+  showRing();
+}
+
+function resizeBrush(by) {
+  byId("brush").value = Number(byId("brush").value) + by;
+  showRing();
+}
+
+const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+
+function maskKey(event) {
+  const key = event.key.toLowerCase();
+  if (key === "z" && (event.ctrlKey || event.metaKey)) undo();
+  else if (key === "[" || key === "]") resizeBrush(key === "[" ? -4 : 4);
+  else if (event.target !== easel.canvas) return;
+  else if (key === " ") beginStroke(easel.at);
+  else if (ARROWS[event.key]) {
+    const by = brushWidth() / 4;
+    if (event.shiftKey) beginStroke(easel.at);
+    moveBrush(easel.at.map((v, k) => v + by * ARROWS[event.key][k]), event.shiftKey);
+  } else return;
+  event.preventDefault();
+}
+
+function wireMask() {
+  const { canvas } = easel;
+  let paints = false;
+  canvas.addEventListener("pointerdown", (event) => {
+    if (event.button !== 0) return;
+    canvas.setPointerCapture(event.pointerId);
+    paints = true;
+    easel.at = pointOf(event);
+    beginStroke(easel.at);
+    showRing();
+  });
+  canvas.addEventListener("pointermove", (event) => moveBrush(pointOf(event), paints));
+  for (const end of ["pointerup", "pointercancel"]) {
+    canvas.addEventListener(end, () => { paints = false; });
+  }
+  byId("brush").addEventListener("input", showRing);
+  byId("undo").addEventListener("click", undo);
+  byId("wipe").addEventListener("click", wipe);
+  byId("masked").addEventListener("click", useMask);
+  masking.addEventListener("keydown", maskKey);
+}
