@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
+from math import log
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request, Response
@@ -153,16 +154,16 @@ def presets(defaults: Defaults, most: int) -> list[dict[str, Any]]:
 
 
 def usual_sizes(sizes: Sizes, most: int) -> Iterator[dict[str, Any]]:
-    """Sizes of about as many pixels as the model's own, in the ratios that people ask for, of
-    `most` pixels at most."""
+    """Of the sizes of `most` pixels at most that the model draws, those nearest to the ratios that
+    people ask for and to as many pixels as its own size has."""
+    sides = range(sizes.minimum, sizes.maximum + 1, sizes.multiple)
     for across, down in RATIOS:
-        scale = (sizes.width * sizes.height / (across * down)) ** 0.5
-        width, height = (_allowed(side * scale, sizes) for side in (across, down))
-        if width * height <= most:
-            yield {"ratio": f"{across}:{down}", "width": width, "height": height}
 
+        def away(size: tuple[int, int], ratio: float = across / down) -> float:
+            width, height = size
+            pixels = width * height / (sizes.width * sizes.height)
+            return abs(log(width / height / ratio)) + abs(log(pixels)) / 4
 
-def _allowed(side: float, sizes: Sizes) -> int:
-    """The nearest side that the model draws."""
-    nearest = round(side / sizes.multiple) * sizes.multiple
-    return min(max(nearest, sizes.minimum), sizes.maximum)
+        found = min(((w, h) for w in sides for h in sides if w * h <= most), key=away, default=None)
+        if found is not None:
+            yield {"ratio": f"{across}:{down}", "width": found[0], "height": found[1]}

@@ -8,10 +8,9 @@ const compared = byId("compared");
 function openCompare() {
   const before = remembered(localStorage, "compared")?.split(" ") ?? ["euler", "euler_ancestral", "ddim"];
   const chosen = [field("sampler").value, ...before];
-  const families = [...new Set(options.samplers.map((one) => one.family))];
-  compared.replaceChildren(...families.map((family) => made(
+  compared.replaceChildren(...families().map(([family, list]) => made(
     "fieldset", {}, made("legend", { textContent: family }),
-    ...options.samplers.filter((one) => one.family === family).map(({ name, about }) => made(
+    ...list.map(({ name, about }) => made(
       "label", { className: "tick", title: about },
       made("input", { type: "checkbox", value: name, checked: chosen.includes(name) }), name,
     )),

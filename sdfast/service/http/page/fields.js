@@ -28,15 +28,18 @@ function chip(group, name, more, choose) {
   return made("label", {}, input, made("span", {}, name, made("small", { textContent: more })));
 }
 
+/** Samplers as [family, those of it]. */
+function families() {
+  const names = [...new Set(options.samplers.map((one) => one.family))];
+  return names.map((name) => [name, options.samplers.filter((one) => one.family === name)]);
+}
+
 /** Lists and limits, as the service has them. */
 function fill(found) {
   options = found;
   field("model").replaceChildren(...options.models.map(({ name }) => new Option(name, name)));
   document.querySelector(".model").hidden = options.models.length < 2;
-  const families = Map.groupBy
-    ? Map.groupBy(options.samplers, (one) => one.family)
-    : new Map([["samplers", options.samplers]]);
-  field("sampler").replaceChildren(...Array.from(families, ([label, list]) => made(
+  field("sampler").replaceChildren(...families().map(([label, list]) => made(
     "optgroup", { label },
     ...list.map(({ name, about }) => made("option", { value: name, textContent: name, title: about })),
   )));

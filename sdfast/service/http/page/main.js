@@ -17,7 +17,8 @@ function drawForm(jobs = (said) => [said], labelOf = () => "") {
     if (!said.prompt.trim()) {
       throw new Refused("Say in a few words what to draw.", { field: "prompt" });
     }
-    return make(jobs(said), { start: picture, mask }, labelOf);
+    const counted = { ...said, count: Math.max(1, said.count ?? 1) };
+    return make(jobs(counted), { start: picture, mask }, labelOf);
   });
 }
 
@@ -66,7 +67,7 @@ async function make(jobs, { start: picture, mask }, labelOf) {
   };
   say("Drawing.");
   tellPace(begun);
-  if (matchMedia("(max-width: 55rem)").matches) stage.scrollIntoView({ block: "start" });
+  if (narrow.matches) stage.scrollIntoView({ block: "start" });
   const waiting = [...begun];
   const lane = async () => {
     for (let one = waiting.shift(); one; one = waiting.shift()) {
@@ -277,6 +278,6 @@ wireKeys();
 wirePictures();
 wireMask();
 wireCompare();
-byId("settings").open = matchMedia("(min-width: 55.01rem)").matches;
+byId("settings").open = !narrow.matches;
 recall();
 begin();

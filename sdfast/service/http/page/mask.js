@@ -91,11 +91,27 @@ async function paintedFrom(mask, context) {
   const { width, height } = context.canvas;
   context.drawImage(await createImageBitmap(mask), 0, 0, width, height);
   const all = context.getImageData(0, 0, width, height), { data } = all;
-  for (let k = 0; k < data.length; k += 4) {
-    data[k + 3] = data[k];
-    [data[k], data[k + 1], data[k + 2]] = PAINT;
-  }
+  for (let k = 0; k < data.length; k += 4) data[k + 3] = data[k];
   context.putImageData(all, 0, 0);
+  Object.assign(context, { globalCompositeOperation: "source-in", fillStyle: paint(context) });
+  context.fillRect(0, 0, width, height);
+  context.globalCompositeOperation = "source-over";
+}
+
+/** Stripes, which are seen on a picture of any colour. */
+function paint(context) {
+  const side = Math.max(4, 2 * Math.round(Math.max(context.canvas.width, context.canvas.height) / 64));
+  const tile = made("canvas", { width: side, height: side }), drawn = tile.getContext("2d");
+  drawn.fillStyle = "rgb(59 91 219)";
+  drawn.fillRect(0, 0, side, side);
+  drawn.strokeStyle = "white";
+  drawn.lineWidth = side / 5;
+  for (const by of [-side, 0, side]) {
+    drawn.moveTo(by - 1, side + 1);
+    drawn.lineTo(by + side + 1, -1);
+  }
+  drawn.stroke();
+  return context.createPattern(tile, "repeat");
 }
 
 /** Paint as a mask: white on black. Null where there is none. */
@@ -115,7 +131,6 @@ async function maskOf(canvas) {
 
 // The dialog. Strokes are kept as what was done, so that one can be undone.
 
-const PAINT = [59, 91, 219];
 const masking = byId("masking");
 const easel = {
   canvas: masking.querySelector("canvas"),
@@ -161,7 +176,7 @@ function paintStroke({ erase, width, points }) {
   const context = easel.canvas.getContext("2d");
   Object.assign(context, {
     globalCompositeOperation: erase ? "destination-out" : "source-over",
-    strokeStyle: `rgb(${PAINT})`, lineWidth: width, lineCap: "round", lineJoin: "round",
+    strokeStyle: paint(context), lineWidth: width, lineCap: "round", lineJoin: "round",
   });
   context.beginPath();
   context.moveTo(...points[0]);

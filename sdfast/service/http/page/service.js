@@ -21,7 +21,8 @@ async function ask(path, { headers = {}, ...rest } = {}) {
   const authorized = access.key ? { Authorization: `Bearer ${access.key}` } : {};
   let answer;
   try {
-    answer = await fetch(path, { ...rest, headers: { ...headers, ...authorized } });
+    // Without credentials, or a browser would ask for a password by itself where a key is missing.
+    answer = await fetch(path, { ...rest, credentials: "omit", headers: { ...headers, ...authorized } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Refused("The service cannot be reached: is it running?", { again: 3 });

@@ -2,6 +2,7 @@
 // The stage: what is drawn now, or what was drawn, and what can be done with it.
 
 const stage = byId("stage");
+const narrow = matchMedia("(max-width: 55rem)");
 const frames = stage.querySelector(".frames");
 
 /** What the stage shows: a run, and which of its pictures is meant. */
@@ -41,8 +42,7 @@ function newFrame(label, width, height) {
 }
 
 function lay(list, ratio) {
-  const room = frames.clientWidth / Math.max(1, frames.clientHeight || 600) / ratio;
-  const across = Math.min(list.length, Math.max(1, Math.round(Math.sqrt(list.length * Math.max(0.6, Math.min(room, 1.6))))));
+  const across = columns(list.length, ratio);
   frames.style.setProperty("--across", across);
   frames.style.setProperty("--down", Math.ceil(list.length / across));
   frames.style.setProperty("--ratio", ratio);
@@ -51,6 +51,16 @@ function lay(list, ratio) {
   frames.replaceChildren(...list.map(({ node }) => node));
   frames.hidden = list.length === 0;
   stage.querySelector(".empty").hidden = list.length > 0;
+}
+
+/** The number of columns in which pictures are largest. */
+function columns(count, ratio) {
+  if (narrow.matches) return Math.min(count, 2);
+  const sideOf = (across) => Math.min(
+    stage.clientWidth / across, (innerHeight - 320) / Math.ceil(count / across) * ratio,
+  );
+  const all = Array.from({ length: count }, (_, k) => k + 1);
+  return all.reduce((best, across) => (sideOf(across) > sideOf(best) ? across : best), 1);
 }
 
 /** Shows a run that is over; `null` for none. */
