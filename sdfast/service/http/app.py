@@ -12,14 +12,18 @@ from fastapi import APIRouter, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from ... import __version__
-from . import errors, health
+from . import errors, generate, health, openai
 from .guard import Guard
 from .settings import Settings
 
 if TYPE_CHECKING:
     from ..service import Service
 
-ROUTERS: tuple[Callable[[Service, Settings], APIRouter], ...] = (health.router,)
+ROUTERS: tuple[Callable[[Service, Settings], APIRouter], ...] = (
+    health.router,
+    openai.router,
+    generate.router,
+)
 """In the order in which paths are matched."""
 _log = logging.getLogger("sdfast.http")
 
