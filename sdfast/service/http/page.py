@@ -25,8 +25,9 @@ from ...request import MAX_COUNT, MAX_STEPS
 from ...starts import STRENGTH
 
 if TYPE_CHECKING:
+    from ..gate import Model
     from ..limits import Limits
-    from ..service import Model, Service
+    from ..service import Service
     from .settings import Settings
 
 RATIOS = ((1, 1), (4, 3), (3, 4), (16, 9), (9, 16))
@@ -118,19 +119,23 @@ def options(models: Mapping[str, Model], limits: Limits) -> dict[str, Any]:
 
 
 def _model(model: Model, limits: Limits) -> dict[str, Any]:
-    manifest, bundle = model.manifest, model.bundle
-    sizes, defaults = bundle.sizes, manifest.defaults
+    manifest, sizes, defaults = model.manifest, model.bundle.sizes, model.manifest.defaults
+    pixels = limits.pixels or sizes.maximum**2
+    usual = list(usual_sizes(sizes, pixels))
+    size = (sizes.width, sizes.height)
+    if sizes.width * sizes.height > pixels and usual:
+        size = (usual[0]["width"], usual[0]["height"])
     return {
         "name": model.name,
         "digest": model.digest,
         "sizes": {
-            "width": sizes.width,
-            "height": sizes.height,
+            "width": size[0],
+            "height": size[1],
             "minimum": sizes.minimum,
             "maximum": sizes.maximum,
             "multiple": sizes.multiple,
-            "pixels": limits.pixels or sizes.maximum**2,
-            "usual": list(usual_sizes(sizes, limits.pixels or sizes.maximum**2)),
+            "pixels": pixels,
+            "usual": usual,
         },
         "presets": [] if defaults is None else presets(defaults, limits.steps),
         "previews": manifest.preview is not None or "preview_decoder" in manifest.networks,

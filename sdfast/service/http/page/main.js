@@ -93,7 +93,8 @@ async function make(jobs, { start: picture, mask }, labelOf) {
 /** One request: its progress and previews as they come, and its pictures. */
 async function pictured(one, more, signal, tell) {
   const { job, label, frames: places, far } = one, pictures = [], begun = performance.now();
-  const body = told({ ...job, ...more, stream: true, preview_every: PREVIEWS });
+  const previewed = modelNow().previews && { preview_every: PREVIEWS };
+  const body = told({ ...job, ...more, ...previewed, stream: true });
   const waits = (seconds) => {
     far.busy = Math.ceil(seconds);
     tell();
@@ -103,10 +104,9 @@ async function pictured(one, more, signal, tell) {
       Object.assign(far, data, { busy: null });
       tell();
     } else if (name === "preview") {
-      places[data.index]?.preview(data.image);
+      data.images.forEach((base64, k) => places[k]?.preview(`data:image/png;base64,${base64}`));
     } else if (name === "image") {
-      const { seed } = data, [head, base64] = data.image.split(",");
-      const blob = blobOf(base64, head.slice(5).split(";")[0]);
+      const { seed } = data, blob = blobOf(data.b64_json, "image/png");
       places[data.index]?.finish(blob, job.prompt);
       const { sampler } = job;
       const exact = job.seed ? after(job.seed, data.index) : String(seed);

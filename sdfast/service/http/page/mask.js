@@ -45,30 +45,15 @@ async function showStart() {
   if (start.mask) await paintedFrom(start.mask, canvas.getContext("2d"));
 }
 
-/** A picture of a type and size that the service reads, without what a picture of ours says of
- * itself: it would be in the next one, and that in the next. */
+/** A picture of a type and size that the service reads. */
 async function sendable(blob, bitmap) {
   const scale = Math.min(1, LONGEST / Math.max(bitmap.width, bitmap.height));
-  if (scale === 1 && blob.type === "image/png") return withoutText(blob);
   if (scale === 1 && PLAIN.includes(blob.type)) return blob;
   const canvas = made("canvas", {
     width: Math.round(scale * bitmap.width), height: Math.round(scale * bitmap.height),
   });
   canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   return blobOfCanvas(canvas);
-}
-
-/** A PNG file less its chunks of text, https://www.w3.org/TR/png-3/#11textinfo. */
-async function withoutText(blob) {
-  const bytes = await blob.arrayBuffer(), view = new DataView(bytes);
-  const parts = [bytes.slice(0, 8)];
-  for (let at = 8; at + 12 <= bytes.byteLength;) {
-    const end = at + 12 + view.getUint32(at);
-    const kind = String.fromCharCode(...new Uint8Array(bytes, at + 4, 4));
-    if (!["tEXt", "zTXt", "iTXt"].includes(kind)) parts.push(bytes.slice(at, end));
-    at = end;
-  }
-  return new Blob(parts, { type: "image/png" });
 }
 
 function blobOfCanvas(canvas, type = "image/png") {
