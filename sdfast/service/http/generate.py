@@ -181,6 +181,6 @@ def _said(job: Job, outcome: Outcome) -> dict[str, Any]:
         "id": job.id,
         "model": outcome.model,
         "seeds": outcome.seeds,
-        "request": pictures.public(outcome.request).to_dict(),
+        "request": outcome.request.to_dict(),
         "seconds": dict(outcome.timings),
     }

@@ -10,16 +10,13 @@ from __future__ import annotations
 import asyncio
 import binascii
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 from PIL import Image, ImageOps
 
-from ... import __version__, canvas, control, images
+from ... import __version__, images
 from ...errors import InvalidRequest
-from ...request import Request
 from ..jobs import Outcome
 from ..limits import Limits
 from ..refusals import TooLarge
@@ -134,26 +131,6 @@ async def previews(
     return await asyncio.to_thread(lambda: as_base64([_preview(p, form, size) for p in shown]))
 
 
-def public(request: Request) -> Request:
-    """A request as others may read it: digests in place of its pictures, whose bytes they gave, and
-    ControlNets by name."""
-
-    def steering(one: Mapping[str, Any]) -> dict[str, Any]:
-        return {**one, "bundle": Path(str(one["bundle"])).name}
-
-    controls = control.told(request.control, lambda value: _digest(value, "RGB"))
-    return replace(
-        request,
-        image=_digest(request.image, "RGB"),
-        mask=_digest(request.mask, "L"),
-        control=None if controls is None else [steering(one) for one in controls],
-    )
-
-
-def _digest(value: Any, mode: str) -> str | None:
-    return None if value is None else str(canvas.told(canvas.opened("it", value, mode)))
-
-
 def _preview(picture: Image.Image, form: str, size: tuple[int, int] | None) -> bytes:
     shown = picture.resize(size, Image.Resampling.BILINEAR) if size else picture
     buffer = io.BytesIO()
@@ -162,8 +139,7 @@ def _preview(picture: Image.Image, form: str, size: tuple[int, int] | None) -> b
 
 
 def _files(outcome: Outcome, form: str, quality: int) -> list[bytes]:
-    request = public(outcome.request)
-    singles = (replace(request, seed=seed, count=1) for seed in outcome.seeds)
+    singles = (replace(outcome.request, seed=seed, count=1) for seed in outcome.seeds)
     return [
         images.encode(image, form, single, outcome.model, __version__, quality)
         for image, single in zip(outcome.images, singles, strict=True)
