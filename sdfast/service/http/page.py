@@ -104,7 +104,7 @@ def options(models: Mapping[str, Model], limits: Limits) -> dict[str, Any]:
         "models": [_model(model, limits) for model in models.values()],
         "samplers": [
             {"name": one.name, "family": one.family.replace("_", " "), "about": one.doc}
-            for one in map(samplers.get, samplers.names())
+            for one in sorted(map(samplers.get, samplers.names()), key=lambda one: one.family)
         ],
         "schedules": list(schedules.names()),
         "strength": STRENGTH,

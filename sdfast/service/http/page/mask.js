@@ -60,15 +60,21 @@ function blobOfCanvas(canvas, type = "image/png") {
   return new Promise((resolve) => canvas.toBlob(resolve, type));
 }
 
-/** Width and height that the model draws, nearest to a picture's in its ratio. */
+/** Width and height that the model draws: of those that are allowed the nearest to a picture's ratio
+ * and number of pixels. */
 function fitting([width, height]) {
   const { minimum, maximum, multiple, pixels } = modelNow().sizes;
-  const most = Math.min(1, maximum / Math.max(width, height), Math.sqrt(pixels / (width * height)));
-  const fit = Math.max(most, minimum / Math.min(width, height));
-  const [w, h] = [width, height].map((side) => Math.min(
-    maximum, Math.max(minimum, multiple * Math.floor(side * fit / multiple + 0.5)),
-  ));
-  return { width: w, height: h };
+  const most = Math.min(width * height, pixels);
+  const away = (w, h) => (
+    Math.abs(Math.log((w * height) / (h * width))) + Math.abs(Math.log((w * h) / most)) / 4
+  );
+  let best = { width: minimum, height: minimum };
+  for (let w = minimum; w <= maximum; w += multiple) {
+    for (let h = minimum; h <= maximum && w * h <= pixels; h += multiple) {
+      if (away(w, h) < away(best.width, best.height)) best = { width: w, height: h };
+    }
+  }
+  return best;
 }
 
 /** Puts a mask's white into a context as paint. */

@@ -47,6 +47,7 @@ function lay(list, ratio) {
   frames.style.setProperty("--down", Math.ceil(list.length / across));
   frames.style.setProperty("--ratio", ratio);
   frames.classList.toggle("many", list.length > 1);
+  frames.classList.toggle("labelled", list.some(({ node }) => node.querySelector(".label")));
   frames.classList.remove("alone");
   frames.replaceChildren(...list.map(({ node }) => node));
   frames.hidden = list.length === 0;
@@ -57,7 +58,7 @@ function lay(list, ratio) {
 function columns(count, ratio) {
   if (narrow.matches) return Math.min(count, 2);
   const sideOf = (across) => Math.min(
-    stage.clientWidth / across, (innerHeight - 320) / Math.ceil(count / across) * ratio,
+    stage.clientWidth / across, (innerHeight - 350) / Math.ceil(count / across) * ratio,
   );
   const all = Array.from({ length: count }, (_, k) => k + 1);
   return all.reduce((best, across) => (sideOf(across) > sideOf(best) ? across : best), 1);
