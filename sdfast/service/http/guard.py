@@ -1,8 +1,8 @@
 """What every request meets before a route does, as pure ASGI.
 
 In this order: an id; whether its Host and Origin are known, so that no page in a browser reaches
-a service on this machine by another name; whether it has an API key, on every route but those of OPEN;
-its body, bounded in bytes and seconds while it comes. Then the route, whose answer has the id, goes
+a service on this machine by another name; whether it has an API key, on all paths but OPEN's; its
+body, bounded in bytes and seconds while it comes. Then the route, whose answer has the id, goes
 only as fast as its reader takes it, and is logged as one line of JSON without what was asked.
 """
 

@@ -16,8 +16,6 @@ from PIL import Image, ImageChops
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from sdfast import Request, images
-from sdfast.bundle import Defaults, Sizes
-from sdfast.service.http import page as pages
 from sdfast.service.http.settings import Settings
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -245,9 +243,32 @@ def test_a_picture_of_the_persons_own_is_made_to_fit(opened: Opened, tmp_path: P
     page.locator("#strength").fill("0.3")
     draw(page, "a grey square", steps=4)
     assert facts(page)["Start"] == "a picture, 30 % changed"
+    large = Image.linear_gradient("L").resize((1600, 800))
+    large.save(tmp_path / "large.jpg")  # of more pixels than the service reads
+    page.locator("#image").set_input_files(tmp_path / "large.jpg")
+    expect(page.locator("#width")).to_have_value("128")
+    draw(page, "a grey circle", steps=4)
     (tmp_path / "none.png").write_bytes(b"no picture")
     page.locator("#image").set_input_files(tmp_path / "none.png")
     expect(page.locator("#image-wrong")).to_contain_text("no picture")
+
+
+def test_what_is_removed_can_be_brought_back(opened: Opened) -> None:
+    page = opened()
+    for prompt in ("a ring", "a cross"):
+        draw(page, prompt, steps=2)
+    entries = page.locator("#history [role=option]")
+    page.get_by_role("button", name="Remove from history").click()
+    expect(entries).to_have_count(1)
+    expect(page.locator(".caption")).to_have_text("a ring")
+    page.get_by_role("button", name="Clear").click()
+    expect(entries).to_have_count(0)
+    expect(page.locator(".empty")).to_be_visible()
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator(".caption")).to_have_text("a ring")
+    expect(page.locator(".frame.done img")).to_have_js_property("naturalWidth", 96)
+    page.reload()
+    expect(entries).to_have_count(1)
 
 
 def test_samplers_are_compared_in_a_labelled_grid(opened: Opened) -> None:
@@ -498,23 +519,3 @@ def test_it_is_sent_once(url: str) -> None:
     assert not re.search(r"(src|href)=\"(?!data:|#)", first.text)
     again = httpx.get(url, headers={"if-none-match": first.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
-
-
-def test_sizes_are_those_nearest_to_a_ratio_that_the_model_draws() -> None:
-    usual = pages.usual_sizes(Sizes(1024, 1024, 512, 2048, 64, 4, 8), 1024 * 1024)
-    assert [(one["ratio"], one["width"], one["height"]) for one in usual] == [
-        ("1:1", 1024, 1024),
-        ("4:3", 1152, 896),
-        ("3:4", 896, 1152),
-        ("16:9", 1344, 768),
-        ("9:16", 768, 1344),
-    ]
-
-
-def test_presets_stay_within_the_limit_of_steps() -> None:
-    found = pages.presets(Defaults("lcm", "sgm_uniform", 1, 1.0), 1)
-    assert [(one["name"], one["steps"], one["sampler"]) for one in found] == [
-        ("Quick", 1, "lcm"),
-        ("Usual", 1, "lcm"),
-        ("Fine", 1, "lcm"),
-    ]

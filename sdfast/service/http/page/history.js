@@ -25,26 +25,42 @@ async function keep(run) {
   showKept(0, { focus: false });
 }
 
-async function forget(run) {
-  const at = kept.indexOf(run);
-  kept = kept.filter((one) => one !== run);
-  await runs.remove(run);
-  release(run);
+const UNDO = 12; // seconds in which what was removed can be brought back
+let removed = null; // {before, timer}
+
+/** Removes runs; for a while they can be brought back. */
+async function forget(some) {
+  clearTimeout(removed?.timer);
+  const at = kept.indexOf(some[0]), before = kept;
+  kept = kept.filter((run) => !some.includes(run));
+  removed = { before, timer: setTimeout(() => restorable(null), 1000 * UNDO) };
+  await Promise.all(some.map((run) => runs.remove(run)));
+  some.forEach(release);
+  restorable(removed);
   list();
   if (kept.length) showKept(Math.min(at, kept.length - 1), { focus: false });
   else show(null);
+  say("Removed. Undo brings it back.");
 }
 
-async function clearHistory() {
-  kept.forEach(release);
-  kept = [];
-  await runs.clear();
+async function restore() {
+  const added = kept.filter((run) => !removed.before.includes(run));
+  kept = [...added, ...removed.before];
+  await Promise.all(kept.map((run) => runs.put(run)));
+  restorable(null);
   list();
-  show(null);
+  showKept(added.length);
+}
+
+function restorable(what) {
+  removed = what;
+  byId("restore").hidden = what === null;
+  if (what === null) byId("history").hidden = kept.length === 0;
 }
 
 function list() {
-  byId("history").hidden = kept.length === 0;
+  byId("history").hidden = kept.length === 0 && removed === null;
+  byId("clear").hidden = kept.length === 0;
   strip.replaceChildren(...kept.map((run, k) => {
     const node = made("button", { type: "button", role: "option", tabIndex: -1, title: run.settings.prompt });
     node.ariaLabel = `${run.settings.prompt}, ${run.pictures.length === 1 ? "1 picture" : `${run.pictures.length} pictures`}`;

@@ -47,7 +47,6 @@ const runs = {
 
   put(run) { return this.doing("readwrite", (store) => store.put(run)); },
   remove(run) { return this.doing("readwrite", (store) => store.delete(run.id)); },
-  clear() { return this.doing("readwrite", (store) => store.clear()); },
 };
 
 function bytesOf(run) {

@@ -9,7 +9,6 @@ let drawing = null; // what stops it
 
 /** Draws what the form says. `jobs(settings)` → the settings of each request. */
 function drawForm(jobs = (said) => [said], labelOf = () => "") {
-  nothingWrong();
   const { picture, mask } = start;
   return tried(() => {
     const strength = picture && { strength: Number(field("strength").value) };
@@ -36,6 +35,7 @@ async function tried(what) {
   drawing = new AbortController();
   const before = shown.run && kept.includes(shown.run) ? [shown.run, shown.at] : [null];
   alarm(null);
+  nothingWrong();
   try {
     await what();
   } catch (error) {
@@ -248,7 +248,7 @@ async function useKey() {
 }
 
 wire({
-  vary, reuse, "start-from": startFromShown, forget: () => forget(shown.run), clear: clearHistory,
+  vary, reuse, "start-from": startFromShown, forget: () => forget([shown.run]), clear: () => forget(kept), restore,
   enlarge: () => alone(!frames.classList.contains("alone")), cancel: () => drawing?.abort(),
   paint: openMask, unpick: startFromNothing, "show-keys": () => byId("keys").showModal(),
   swap: () => put({ width: field("height").value, height: field("width").value }), "use-key": useKey,

@@ -15,12 +15,11 @@ async function startFrom(blob, { mask = null, fit = true } = {}) {
   let picture, bitmap;
   try {
     bitmap = await createImageBitmap(blob);
-    picture = await sendable(blob, bitmap);
   } catch {
     throw new Refused("This is no picture that the browser can read.", { field: "image" });
   }
-  const scale = Math.min(1, LONGEST / Math.max(bitmap.width, bitmap.height));
-  start.size = [bitmap.width, bitmap.height].map((side) => Math.max(1, Math.round(scale * side)));
+  start.size = sendableSize(bitmap);
+  picture = await sendable(blob, bitmap, start.size);
   Object.assign(start, { picture, mask });
   if (fit) put({ ...fitting(start.size), strength: mask ? 1 : options.strength });
   await showStart();
@@ -45,15 +44,19 @@ async function showStart() {
   if (start.mask) await paintedFrom(start.mask, canvas.getContext("2d"));
 }
 
+/** A picture's size, made smaller where the service would not read so many pixels. */
+function sendableSize({ width, height }) {
+  const most = options.limits.input_pixels;
+  const scale = Math.min(1, LONGEST / Math.max(width, height), Math.sqrt(most / (width * height)));
+  return [width, height].map((side) => Math.max(1, Math.floor(scale * side)));
+}
+
 /** A picture of a type and size that the service reads. */
-async function sendable(blob, bitmap) {
-  const scale = Math.min(1, LONGEST / Math.max(bitmap.width, bitmap.height));
-  if (scale === 1 && PLAIN.includes(blob.type)) return blob;
-  const canvas = made("canvas", {
-    width: Math.round(scale * bitmap.width), height: Math.round(scale * bitmap.height),
-  });
-  canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-  return blobOfCanvas(canvas);
+function sendable(blob, bitmap, [width, height]) {
+  if (width === bitmap.width && height === bitmap.height && PLAIN.includes(blob.type)) return blob;
+  const canvas = made("canvas", { width, height });
+  canvas.getContext("2d").drawImage(bitmap, 0, 0, width, height);
+  return blobOfCanvas(canvas, blob.type === "image/jpeg" ? "image/jpeg" : "image/png");
 }
 
 function blobOfCanvas(canvas, type = "image/png") {
@@ -127,7 +130,8 @@ const easel = {
   canvas: masking.querySelector("canvas"),
   ring: masking.querySelector(".brush"),
   base: null, // bitmap of the paint that was there
-  strokes: [], // {erase, width, points}
+  paint: null, // what strokes are painted with
+  strokes: [], // {erase, width, points}; without points it wipes all
   at: [0, 0], // of the brush
 };
 
@@ -139,6 +143,7 @@ async function openMask() {
     await paintedFrom(start.mask, canvas.getContext("2d"));
     easel.base = await createImageBitmap(canvas);
   }
+  easel.paint = paint(canvas.getContext("2d"));
   masking.querySelector("img").src = urlOf(start.picture);
   masking.querySelector(".paper").style.setProperty("--ratio", start.size[0] / start.size[1]);
   masking.querySelector("[value=paint]").checked = true;
@@ -159,20 +164,22 @@ function beginStroke(point) {
 
 function continueStroke(point) {
   const stroke = easel.strokes.at(-1);
+  if (!stroke?.points) return; // undone under the hand
   stroke.points.push(point);
   paintStroke({ ...stroke, points: stroke.points.slice(-2) });
 }
 
 function paintStroke({ erase, width, points }) {
   const context = easel.canvas.getContext("2d");
+  if (!points) return context.clearRect(0, 0, easel.canvas.width, easel.canvas.height);
   Object.assign(context, {
     globalCompositeOperation: erase ? "destination-out" : "source-over",
-    strokeStyle: paint(context), lineWidth: width, lineCap: "round", lineJoin: "round",
+    strokeStyle: easel.paint, lineWidth: width, lineCap: "round", lineJoin: "round",
   });
   context.beginPath();
   context.moveTo(...points[0]);
   for (const point of points) context.lineTo(...point);
-  context.stroke();
+  return context.stroke();
 }
 
 function repaint() {
@@ -189,7 +196,7 @@ function undo() {
 }
 
 function wipe() {
-  Object.assign(easel, { base: null, strokes: [] });
+  easel.strokes.push({});
   repaint();
 }
 

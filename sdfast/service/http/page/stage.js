@@ -10,15 +10,19 @@ const shown = { run: null, at: 0 };
 
 /** Frames for pictures to come, in the stage's place. */
 function frame(labels, { width, height }) {
-  const list = labels.map((label) => newFrame(label, width, height));
+  const list = labels.map((label, k) => newFrame(label || placeOf(k, labels.length), label, width, height));
   lay(list, width / height);
   stage.querySelector(".about").hidden = true;
   return list;
 }
 
-function newFrame(label, width, height) {
+function placeOf(at, count) {
+  return count === 1 ? "Picture" : `Picture ${at + 1} of ${count}`;
+}
+
+function newFrame(name, label, width, height) {
   const image = made("img", { alt: "", width, height });
-  const node = made("button", { type: "button", className: "frame", ariaLabel: label || "Picture" });
+  const node = made("button", { type: "button", className: "frame", ariaLabel: name });
   node.append(image);
   if (label) node.append(made("span", { className: "label", textContent: label }));
   return {
@@ -71,7 +75,7 @@ function show(run, at = 0) {
   if (run === null) return lay([], 1);
   const { width, height, prompt } = run.settings;
   lay(run.pictures.map(({ blob, label }, k) => {
-    const one = newFrame(label, width, height);
+    const one = newFrame(label || placeOf(k, run.pictures.length), label, width, height);
     one.finish(blob, prompt);
     one.node.addEventListener("click", () => choose(k));
     one.node.addEventListener("dblclick", () => alone(true));
@@ -128,6 +132,7 @@ function paced(far) {
   for (const id of ["draw", "show-compare", "vary"]) { // not disabled: that would lose the focus
     byId(id).setAttribute("aria-disabled", far !== null);
   }
+  document.title = far === null ? "sdfast" : "Drawing… · sdfast";
   if (far === null) return;
   const bar = pace.querySelector("progress");
   if (far.of && !far.waiting) bar.value = far.done / far.of;
