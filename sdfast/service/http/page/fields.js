@@ -66,11 +66,14 @@ function fillModel() {
   put({ ...usual, width: sizes.width, height: sizes.height });
 }
 
-/** What the form says. Raises Refused for what is no number. */
+/** What the form says. Throws Refused for what is no number. */
 function settings() {
   const said = {};
   for (const name of TEXTS) said[name] = field(name).value;
-  said.seed = said.seed.trim();
+  said.seed = said.seed.trim().replace(/^-1$/, ""); // as other programs say a random one
+  if (!/^-?\d*$/.test(said.seed)) {
+    throw new Refused("The seed must be a whole number, or empty for a random one.", { field: "seed" });
+  }
   for (const name of NUMBERS) {
     const input = field(name);
     if (input.validity.badInput) {
@@ -118,6 +121,7 @@ function wrongBeside(name, message) {
   input.setAttribute("aria-describedby", note.id);
   input.closest("details")?.setAttribute("open", "");
   input.focus();
+  note.scrollIntoView({ block: "nearest" });
   return true;
 }
 

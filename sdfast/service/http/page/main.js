@@ -60,7 +60,7 @@ async function make(jobs, { start: picture, mask }, labelOf) {
   const { signal } = drawing, labels = jobs.flatMap((job) => Array(job.count).fill(labelOf(job)));
   const list = frame(labels, jobs[0]);
   const begun = jobs.map((job, k) => ({
-    job, label: labelOf(job), frames: list.splice(0, job.count), far: { done: 0, evaluations: job.steps },
+    job, label: labelOf(job), frames: list.splice(0, job.count), far: { done: 0 },
   }));
   const more = {
     ...(picture && { image: await dataUrl(picture) }), ...(mask && { mask: await dataUrl(mask) }),
@@ -119,12 +119,16 @@ async function pictured(one, more, signal, tell) {
 
 function tellPace(begun) {
   const fars = begun.map((one) => one.far), sum = (list) => list.reduce((a, b) => a + b, 0);
-  const of = fars.every((far) => far.evaluations) ? sum(fars.map((far) => far.evaluations)) : null;
   const busy = fars.every((far) => far.busy) && `The service is busy: asking again in ${fars[0].busy} s`;
   const queued = fars.every((far) => far.state === "waiting") && "Waiting for its turn";
+  const parts = fars.map(({ state, done, evaluations }) => (
+    state === "done" ? 1 : done / (evaluations || Infinity)
+  ));
+  const unknown = fars.length === 1 && fars[0].evaluations === null;
   paced({
-    of, done: sum(fars.map((far) => far.done)), waiting: busy || queued || null,
-    left: Math.max(...fars.map((far) => far.seconds_left ?? 0)),
+    part: unknown ? null : sum(parts) / parts.length, done: sum(fars.map((far) => far.done)),
+    left: fars.every((far) => far.state) ? Math.max(...fars.map((far) => far.seconds_left ?? 0)) : 0,
+    waiting: busy || queued,
   });
 }
 

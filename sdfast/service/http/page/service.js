@@ -112,8 +112,7 @@ function pause(seconds, signal) {
 function told({ seed, ...settings }) {
   const plain = JSON.stringify(settings);
   if (!seed) return plain;
-  const exact = /^-?\d+$/.test(seed) ? BigInt(seed) : JSON.stringify(seed);
-  return `${plain.slice(0, -1)},"seed":${exact}}`;
+  return `${plain.slice(0, -1)},"seed":${BigInt(seed)}}`;
 }
 
 function after(seed, by) {

@@ -24,7 +24,10 @@ function newFrame(name, label, width, height) {
   const image = made("img", { alt: "", width, height });
   const node = made("button", { type: "button", className: "frame", ariaLabel: name });
   node.append(image);
-  if (label) node.append(made("span", { className: "label", textContent: label }));
+  if (label) {
+    const words = label.split(/(?<=_)/).flatMap((word) => [word, made("wbr")]);
+    node.append(made("span", { className: "label" }, ...words));
+  }
   return {
     node,
     preview(address) {
@@ -64,7 +67,8 @@ function columns(count, ratio) {
   const sideOf = (across) => Math.min(
     stage.clientWidth / across, (innerHeight - 350) / Math.ceil(count / across) * ratio,
   );
-  const all = Array.from({ length: count }, (_, k) => k + 1);
+  const most = Math.max(1, Math.min(count, Math.floor(stage.clientWidth / 140)));
+  const all = Array.from({ length: most }, (_, k) => k + 1);
   return all.reduce((best, across) => (sideOf(across) > sideOf(best) ? across : best), 1);
 }
 
@@ -126,7 +130,8 @@ function fileName({ prompt, seed }) {
 
 const pace = stage.querySelector(".running");
 
-/** How far the drawing is: {done, of, left, waiting}; `null` when it is over. */
+/** How far the drawing is: {part 0…1 or null, done evaluations, seconds left, waiting: why it does
+ * not begin}; `null` when it is over. */
 function paced(far) {
   pace.hidden = far === null;
   for (const id of ["draw", "show-compare", "vary"]) { // not disabled: that would lose the focus
@@ -135,11 +140,11 @@ function paced(far) {
   document.title = far === null ? "sdfast" : "Drawing… · sdfast";
   if (far === null) return;
   const bar = pace.querySelector("progress");
-  if (far.of && !far.waiting) bar.value = far.done / far.of;
+  if (far.part !== null && !far.waiting) bar.value = far.part;
   else bar.removeAttribute("value");
   const left = far.left >= 1 ? ` · about ${Math.ceil(far.left)} s left` : "";
-  const part = far.of ? `${Math.floor(100 * far.done / far.of)} %` : `${far.done} evaluations`;
-  pace.querySelector(".pace").textContent = far.waiting ?? `Drawing · ${part}${left}`;
+  const part = far.part === null ? `${far.done} evaluations` : `${Math.floor(100 * far.part)} %`;
+  pace.querySelector(".pace").textContent = far.waiting || `Drawing · ${part}${left}`;
 }
 
 function alarm(message) {
