@@ -157,10 +157,21 @@ def test_a_stream_without_partial_images_is_one_event(real: openai.OpenAI) -> No
     assert [event.type for event in stream] == ["image_generation.completed"]
 
 
-def test_an_error_in_a_stream_is_raised_by_the_package(real: openai.OpenAI) -> None:
-    asked = {"steps": 200, "deadline": 0.02}
-    with pytest.raises(openai.APIError, match="deadline|seconds"):
-        list(real.images.generate(prompt=PROMPT, n=4, stream=True, extra_body=asked))
+def test_an_error_in_a_stream_is_raised_by_the_package(
+    real: openai.OpenAI, client: httpx.Client
+) -> None:
+    stream = real.images.generate(
+        prompt=PROMPT,
+        stream=True,
+        partial_images=3,
+        extra_body={"steps": 200},
+        extra_headers={"x-request-id": "to-be-cancelled"},
+    )
+    events = iter(stream)
+    assert next(events).type == "image_generation.partial_image"
+    assert client.delete("/v1/requests/to-be-cancelled").json()["cancelled"]
+    with pytest.raises(openai.APIError, match="the request was cancelled"):
+        list(events)
 
 
 def test_an_edit_draws_a_picture_anew(real: openai.OpenAI) -> None:
