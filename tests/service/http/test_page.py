@@ -22,6 +22,7 @@ CHROMIUM = Path("/usr/bin/chromium")
 pytestmark = pytest.mark.skipif(
     not CHROMIUM.exists(), reason=f"there is no Chromium as {CHROMIUM} to show the page in"
 )
+SIDE = 128  # of the pictures that the demo model draws
 REFUSED = "Failed to load resource: the server responded with a status of 4"  # as Chromium says it
 
 Opened = Callable[..., Page]
@@ -112,7 +113,7 @@ def test_a_person_gets_from_a_prompt_to_a_picture_to_variations(opened: Opened) 
     draw(page, "a large red circle on a white background")
     shown = page.locator(".frame.done img")
     expect(shown).to_have_attribute("alt", "a large red circle on a white background")
-    assert shown.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [96, 96]
+    assert shown.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [SIDE, SIDE]
     first = int(facts(page)["Seed"])
     page.get_by_role("button", name="Variations").click()
     expect(page.locator("#history [role=option]")).to_have_count(2, timeout=15_000)
@@ -139,7 +140,7 @@ def test_previews_are_shown_while_it_is_drawn(opened: Opened) -> None:
     draw(page, "a green star", steps=20)
     seen = page.evaluate("window.seen")
     assert len(seen) >= 4
-    assert all(picture(one).size == (12, 12) for one in seen)
+    assert all(picture(one).size == (SIDE // 8, SIDE // 8) for one in seen)
 
 
 @pytest.mark.parametrize("how", ["Escape", "Cancel"])
@@ -211,7 +212,7 @@ def test_the_picture_outside_of_a_painted_mask_stays(opened: Opened) -> None:
     body = sent.value.post_data_json
     mask = picture(body["mask"]).convert("L").point(lambda v: 255 * (v > 127))
     assert mask.size == before.size
-    painted = [mask.getpixel((round(96 * x), round(96 * y))) for x, y in MARKS]
+    painted = [mask.getpixel((round(SIDE * x), round(SIDE * y))) for x, y in MARKS]
     assert painted == [255, 255, 0, 0, 0]  # two strokes, what was erased, what was undone, a corner
     changed = ImageChops.difference(Image.open(downloaded(page)).convert("RGB"), before)
     kept = ImageChops.multiply(changed.convert("L"), ImageChops.invert(mask))
@@ -238,15 +239,15 @@ def test_a_picture_of_the_persons_own_is_made_to_fit(opened: Opened, tmp_path: P
     page = opened()
     Image.linear_gradient("L").resize((400, 300)).save(tmp_path / "own.bmp")
     page.locator("#image").set_input_files(tmp_path / "own.bmp")
-    expect(page.locator("#width")).to_have_value("96")
-    expect(page.locator("#height")).to_have_value("64")
+    expect(page.locator("#width")).to_have_value("128")
+    expect(page.locator("#height")).to_have_value("96")
     page.locator("#strength").fill("0.3")
     draw(page, "a grey square", steps=4)
     assert facts(page)["Start"] == "a picture, 30 % changed"
     large = Image.linear_gradient("L").resize((1600, 800))
     large.save(tmp_path / "large.jpg")  # of more pixels than the service reads
     page.locator("#image").set_input_files(tmp_path / "large.jpg")
-    expect(page.locator("#width")).to_have_value("128")
+    expect(page.locator("#height")).to_have_value("64")
     draw(page, "a grey circle", steps=4)
     (tmp_path / "none.png").write_bytes(b"no picture")
     page.locator("#image").set_input_files(tmp_path / "none.png")
@@ -266,7 +267,7 @@ def test_what_is_removed_can_be_brought_back(opened: Opened) -> None:
     expect(page.locator(".empty")).to_be_visible()
     page.get_by_role("button", name="Undo").click()
     expect(page.locator(".caption")).to_have_text("a ring")
-    expect(page.locator(".frame.done img")).to_have_js_property("naturalWidth", 96)
+    expect(page.locator(".frame.done img")).to_have_js_property("naturalWidth", SIDE)
     page.reload()
     expect(entries).to_have_count(1)
 
