@@ -31,7 +31,9 @@ Opened = Callable[..., Page]
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        made = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+        )
         yield made
         made.close()
 
@@ -430,34 +432,31 @@ def contrast(page: Page) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "says"),
-    [
-        ("steps", "0", "must be"),
-        ("steps", "1000", "200"),
-        ("width", "70", "32"),
-        ("guidance", "-1", "must be"),
-        ("seed", "soon", "whole number"),
-        ("seed", str(2**64), "seed"),
-        ("count", "5", "4"),
-        ("prompt", "  ", "what to draw"),
-    ],
-)
-def test_what_is_wrong_is_said_beside_its_field(
-    opened: Opened, name: str, value: str, says: str
-) -> None:
+def test_what_is_wrong_is_said_beside_its_field(opened: Opened) -> None:
     page = opened()
     page.locator("#prompt").fill("a circle")
-    wrong = page.locator(f"#{name}")
-    wrong.fill(value)
-    page.keyboard.press("Control+Enter")
-    note = page.locator(f".field:has(> #{name}) .wrong")
-    expect(note).to_contain_text(re.compile(says, re.IGNORECASE))
-    expect(wrong).to_have_attribute("aria-invalid", "true")
-    expect(wrong).to_have_attribute("aria-describedby", str(note.get_attribute("id")))
-    expect(wrong).to_be_focused()
-    wrong.fill("2")
-    expect(note).to_have_count(0)
+    for name, value, says, right in (
+        ("steps", "0", "must be", "2"),
+        ("steps", "1000", "200", "2"),
+        ("width", "70", "32", "64"),
+        ("guidance", "-1", "must be", "2"),
+        ("seed", "soon", "whole number", "2"),
+        ("seed", str(2**64), "seed", "2"),
+        ("count", "5", "4", "1"),
+        ("prompt", "  ", "what to draw", "a circle"),
+    ):
+        wrong = page.locator(f"#{name}")
+        wrong.fill(value)
+        page.keyboard.press("Control+Enter")
+        note = page.locator(f".field:has(> #{name}) .wrong")
+        expect(note).to_contain_text(re.compile(says, re.IGNORECASE))
+        expect(wrong).to_have_attribute("aria-invalid", "true")
+        expect(wrong).to_have_attribute("aria-describedby", str(note.get_attribute("id")))
+        expect(wrong).to_be_focused()
+        expect(page.locator(".wrong")).to_have_count(1)
+        wrong.fill(right)
+        expect(note).to_have_count(0)
+    expect(page.locator("#history [role=option]")).to_have_count(0)
 
 
 def test_it_asks_for_the_key_where_the_service_wants_one(opened: Opened, serving: Any) -> None:
