@@ -258,8 +258,9 @@ def test_a_picture_of_the_persons_own_is_made_to_fit(opened: Opened, tmp_path: P
 
 def test_what_is_removed_can_be_brought_back(opened: Opened) -> None:
     page = opened()
-    for prompt in ("a ring", "a cross"):
-        draw(page, prompt, steps=2)
+    draw(page, "a ring", steps=2, width="", height="")
+    assert facts(page)["Size"] == f"{SIDE} × {SIDE}"  # of what is left empty the model's own
+    draw(page, "a cross", steps=2)
     entries = page.locator("#history [role=option]")
     page.get_by_role("button", name="Remove from history").click()
     expect(entries).to_have_count(1)
@@ -443,6 +444,8 @@ def test_what_is_wrong_is_said_beside_its_field(opened: Opened) -> None:
         ("seed", "soon", "whole number", "2"),
         ("seed", str(2**64), "seed", "2"),
         ("count", "5", "4", "1"),
+        ("count", "1000000000", "4", "1"),
+        ("count", "0", "must be", "1"),
         ("prompt", "  ", "what to draw", "a circle"),
     ):
         wrong = page.locator(f"#{name}")
@@ -487,7 +490,7 @@ def test_it_asks_again_where_the_service_is_busy(opened: Opened, serving: Any) -
 
     serving.call(fill())
     page.keyboard.press("Control+Enter")
-    expect(page.locator(".pace")).to_contain_text("busy: asking again")
+    expect(page.locator(".pace")).to_contain_text("Asking again in")
     expect(page.locator("#history [role=option]")).to_have_count(1, timeout=20_000)
     serving.settled()
 

@@ -62,8 +62,14 @@ function fillModel() {
     "ratio", ratio, `${width}×${height}`, () => put({ width, height }),
   )));
   byId("start").hidden = !fromPictures;
-  const usual = presets.find(({ name }) => name === "Usual");
-  put({ ...usual, width: sizes.width, height: sizes.height });
+  const { name, count, ...own } = usual();
+  put(own);
+}
+
+/** What the model is drawn with where nothing else is said. */
+function usual() {
+  const { sizes: { width, height }, presets } = modelNow();
+  return { ...presets.find(({ name }) => name === "Usual"), width, height, count: 1 };
 }
 
 /** What the form says. Throws Refused for what is no number. */
@@ -79,7 +85,7 @@ function settings() {
     if (input.validity.badInput) {
       throw new Refused(`${input.labels[0].textContent} must be a number.`, { field: name });
     }
-    if (input.value !== "") said[name] = Number(input.value);
+    said[name] = input.value === "" ? usual()[name] : Number(input.value);
   }
   return said;
 }

@@ -16,8 +16,7 @@ function drawForm(jobs = (said) => [said], labelOf = () => "") {
     if (!said.prompt.trim()) {
       throw new Refused("Say in a few words what to draw.", { field: "prompt" });
     }
-    const counted = { ...said, count: Math.max(1, said.count ?? 1) };
-    return make(jobs(counted), { start: picture, mask }, labelOf);
+    return make(jobs(said), { start: picture, mask }, labelOf);
   });
 }
 
@@ -33,13 +32,13 @@ function vary() {
 async function tried(what) {
   if (!options || drawing) return;
   drawing = new AbortController();
-  const before = shown.run && kept.includes(shown.run) ? [shown.run, shown.at] : [null];
   alarm(null);
   nothingWrong();
   try {
     await what();
   } catch (error) {
-    show(...before);
+    if (kept.includes(shown.run)) show(shown.run, shown.at);
+    else show(null);
     complain(error);
   } finally {
     drawing = null;
@@ -57,11 +56,13 @@ function complain(error) {
 
 /** Draws requests into frames, and keeps what they bring as one run. */
 async function make(jobs, { start: picture, mask }, labelOf) {
-  const { signal } = drawing, labels = jobs.flatMap((job) => Array(job.count).fill(labelOf(job)));
-  const list = frame(labels, jobs[0]);
-  const begun = jobs.map((job, k) => ({
-    job, label: labelOf(job), frames: list.splice(0, job.count), far: { done: 0 },
-  }));
+  const { signal } = drawing;
+  const begun = jobs.map((job) => {
+    const many = Math.floor(Math.max(1, Math.min(job.count, options.limits.count)));
+    return { job, label: labelOf(job), frames: Array(many).fill(null), far: { done: 0 } };
+  });
+  const list = frame(begun.flatMap((one) => one.frames.map(() => one.label)), jobs[0]);
+  for (const one of begun) one.frames = list.splice(0, one.frames.length);
   const more = {
     ...(picture && { image: await dataUrl(picture) }), ...(mask && { mask: await dataUrl(mask) }),
   };
@@ -83,7 +84,7 @@ async function make(jobs, { start: picture, mask }, labelOf) {
   const pictures = begun.flatMap((one) => one.pictures ?? []);
   const failed = begun.find((one) => one.error);
   if (pictures.length === 0) throw failed.error;
-  const { image, seed, ...plain } = jobs[0];
+  const { seed, ...plain } = jobs[0];
   const id = `${Date.now()}-${Math.random()}`;
   await keep({ id, when: Date.now(), settings: plain, start: picture, mask, pictures });
   if (failed) complain(failed.error);
@@ -95,8 +96,8 @@ async function pictured(one, more, signal, tell) {
   const { job, label, frames: places, far } = one, pictures = [], begun = performance.now();
   const previewed = modelNow().previews && { preview_every: PREVIEWS };
   const body = told({ ...job, ...more, ...previewed, stream: true });
-  const waits = (seconds) => {
-    far.busy = Math.ceil(seconds);
+  const waits = (error) => {
+    far.busy = `${error.message} Asking again in ${Math.ceil(error.again)} s.`;
     tell();
   };
   for await (const [name, data] of generated(body, signal, waits)) {
@@ -119,7 +120,7 @@ async function pictured(one, more, signal, tell) {
 
 function tellPace(begun) {
   const fars = begun.map((one) => one.far), sum = (list) => list.reduce((a, b) => a + b, 0);
-  const busy = fars.every((far) => far.busy) && `The service is busy: asking again in ${fars[0].busy} s`;
+  const busy = fars.every((far) => far.busy) && fars[0].busy;
   const queued = fars.every((far) => far.state === "waiting") && "Waiting for its turn";
   const parts = fars.map(({ state, done, evaluations }) => (
     state === "done" ? 1 : done / (evaluations || Infinity)
@@ -174,7 +175,8 @@ function lock() {
 async function begin() {
   for (;;) {
     try {
-      fill(await (await ask("/v1/options")).json());
+      const found = await (await ask("/v1/options")).json();
+      if (!options) fill(found);
       byId("access").hidden = true;
       return alarm(null);
     } catch (error) {

@@ -49,7 +49,7 @@ function refused({ message, param }, more = {}) {
   return new Refused(/[.!?]$/.test(sentence) ? sentence : `${sentence}.`, { ...more, field });
 }
 
-/** The events of a request as [name, data]. `waits(seconds)` is told when the service is busy. */
+/** The events of a request as [name, data]. `waits(error)` is told when the service is busy. */
 async function* generated(body, signal, waits) {
   const headers = { "Content-Type": "application/json" };
   let answer;
@@ -59,7 +59,7 @@ async function* generated(body, signal, waits) {
     } catch (error) {
       if (!(error.status === 429 || error.status === 503)) throw error;
       if (error.again === null || asked === RETRIES) throw error;
-      waits(error.again);
+      waits(error);
       await pause(error.again, signal);
     }
   }
