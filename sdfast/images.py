@@ -17,10 +17,12 @@ from PIL.PngImagePlugin import PngInfo
 
 from .errors import InvalidRequest
 from .request import Request
+from .starts import SECOND_SCALE, SECOND_STRENGTH
 from .tensors import Tensor
 
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "jpg": "JPEG", "webp": "WEBP"}
 _USER_COMMENT, _IMAGE_DESCRIPTION, _EXIF = 0x9286, 0x010E, 0x8769
+_LONGEST_EXIF = 65533  # bytes, of a JPEG's segment
 _KEY = "sdfast"
 
 
@@ -67,11 +69,22 @@ def encode(
         info.add_itxt(_KEY, full)
         image.save(buffer, "PNG", pnginfo=info)
     else:
-        exif = Image.Exif()
-        exif[_IMAGE_DESCRIPTION] = json.dumps(json.loads(full), ensure_ascii=True)
-        exif.get_ifd(_EXIF)[_USER_COMMENT] = b"UNICODE\0" + line.encode("utf-16-be")
-        image.save(buffer, FORMATS[form], quality=quality, exif=exif)
+        image.save(buffer, FORMATS[form], quality=quality, exif=_exif(full, line))
     return buffer.getvalue()
+
+
+def _exif(full: str, line: str) -> Image.Exif:
+    """Both texts; where they are too long for EXIF the full request alone, or none."""
+    exif = Image.Exif()
+    for text in (full, ""):
+        exif[_IMAGE_DESCRIPTION] = text
+        exif.get_ifd(_EXIF)[_USER_COMMENT] = b"UNICODE\0" + line.encode("utf-16-be")
+        if len(exif.tobytes()) <= _LONGEST_EXIF:
+            return exif
+        del exif.get_ifd(_EXIF)[_USER_COMMENT]
+        if len(exif.tobytes()) <= _LONGEST_EXIF:
+            return exif
+    return Image.Exif()
 
 
 def png(image: Image.Image) -> bytes:
@@ -88,6 +101,7 @@ def parameters(request: Request, model: str, version: str) -> str:
     low_high = "-".join(f"{sigma:g}" for sigma in request.guidance_interval or ())
     interval = f"CFG interval: {low_high}, " if low_high else ""
     cache = f"Cache: {_quoted(request.cache)}, " if request.cache != 1 else ""
+    skip = f"Clip skip: {request.clip_skip + 1}, " if request.clip_skip else ""
     own = {**request.sampler_parameters, **request.schedule_parameters}
     if request.sigmas is not None:
         own["sigmas"] = request.sigmas
@@ -97,8 +111,17 @@ def parameters(request: Request, model: str, version: str) -> str:
         f"Schedule type: {request.schedule}, CFG scale: {request.guidance:g}, "
         f"{rescale}{interval}{cache}{extra}"
         f"Seed: {request.seed}, Size: {request.width}x{request.height}, "
-        f"Model: {model}, RNG: {request.rng}, Version: sdfast {version}"
+        f"Model: {model}, {_redrawn(request)}{skip}RNG: {request.rng}, Version: sdfast {version}"
     )
+
+
+def _redrawn(request: Request) -> str:
+    """What the line tells of a picture to start from, and of a second pass."""
+    part, scale = request.denoise if request.strength is None else request.strength, ""
+    if request.hires is not None:
+        part = request.hires.get("strength", request.hires.get("denoise", SECOND_STRENGTH))
+        scale = f"Hires upscale: {request.hires.get('scale', SECOND_SCALE):g}, "
+    return scale if part is None else f"Denoising strength: {part:g}, {scale}"
 
 
 def _quoted(value: Any) -> str:

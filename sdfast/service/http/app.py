@@ -53,6 +53,8 @@ def app(service: Service, settings: Settings | None = None) -> FastAPI:
         version=__version__,
         description="Stable Diffusion, a step of many requests at a time.",
         lifespan=lifespan,
+        docs_url=None,  # pages of scripts from elsewhere, which would have the caller's key
+        redoc_url=None,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
     errors.install(made)

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -47,6 +48,27 @@ _PARAMETERS = frozenset(
     )
 )
 _OPENAI = {"count": "n", "width": "size", "height": "size"}  # what its routes call a parameter
+
+
+class Error(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class Answer(BaseModel):
+    """Of what went wrong, in OpenAI's shape."""
+
+    error: Error
+
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    "default": {"model": Answer, "description": "What went wrong"}
+}
+"""Of routes in OpenAI's shape, for the schema."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +133,9 @@ def invalid(errors: Sequence[Any]) -> Problem:
     if first["type"] == "json_invalid":
         message = f"the body is no JSON: {first['ctx']['error']} at character {where[0]}"
     elif first["type"] == "extra_forbidden":
-        message = f"unknown field {_short(name)}: leave it out, or see /docs for those there are"
+        message = (
+            f"unknown field {_short(name)}: leave it out, or see /openapi.json for those there are"
+        )
     elif first["type"] == "missing":
         message = f"{name or 'the body'} is missing"
     elif not where:

@@ -14,6 +14,7 @@ from ... import request as requests
 from ..jobs import Job, Outcome
 from ..limits import Limits
 from . import pictures
+from .errors import RESPONSES
 from .events import Events, event
 from .fields import Body, Drawing, StrictRoute
 from .guard import owner, request_id, tell
@@ -61,6 +62,30 @@ class Generate(Drawing):
     ] = 0
 
 
+class Drawn(Body):
+    """One picture."""
+
+    b64_json: str
+    seed: int
+    format: str
+
+
+class Answer(Body):
+    """Pictures, and the request with every default filled in, digests in place of its pictures."""
+
+    id: str
+    model: str
+    seeds: list[int]
+    request: dict[str, Any]
+    seconds: dict[str, float]
+    images: list[Drawn]
+
+
+_ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {"model": Answer, "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+}
+
+
 class Cancelled(Body):
     id: str
     cancelled: bool
@@ -82,9 +107,11 @@ class Requests(Body):
 
 
 def router(service: Service, settings: Settings) -> APIRouter:
-    routes = APIRouter(tags=["sdfast"], route_class=StrictRoute)
+    routes = APIRouter(tags=["sdfast"], route_class=StrictRoute, responses=RESPONSES)
 
-    @routes.post("/v1/generate", summary="Pictures of a request", response_model=None)
+    @routes.post(
+        "/v1/generate", summary="Pictures of a request", response_model=None, responses=_ANSWER
+    )
     async def generate(body: Generate, request: Request) -> Response:
         """As JSON, or with `stream` as server-sent events: progress, preview, image for each
         picture, and done; or error."""

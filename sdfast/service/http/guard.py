@@ -242,7 +242,10 @@ class Guard:
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 answer.status, answer.began = message["status"], monotonic()
-                more = [(b"x-request-id", state["request_id"].encode())]
+                more = [
+                    (b"x-request-id", state["request_id"].encode()),
+                    (b"x-content-type-options", b"nosniff"),
+                ]
                 if state["trace"]:
                     more.append((b"traceparent", state["trace"].encode()))
                 message["headers"] = [*message.get("headers", ()), *more]

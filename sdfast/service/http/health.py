@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
-from .errors import Problem
+from .errors import RESPONSES, Problem
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def router(service: Service, settings: Settings) -> APIRouter:
-    routes = APIRouter(tags=["health"])
+    routes = APIRouter(tags=["health"], responses=RESPONSES)
 
     @routes.get("/healthz", summary="Whether the process answers")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    @routes.get("/readyz", summary="Whether requests are accepted", responses={503: {}})
+    @routes.get("/readyz", summary="Whether requests are accepted")
     async def readyz() -> Response:
         reason = service.readiness()
         if reason is None:
@@ -32,4 +32,6 @@ def router(service: Service, settings: Settings) -> APIRouter:
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
+    for path, route in (("/healthz", healthz), ("/readyz", readyz)):
+        routes.head(path, include_in_schema=False)(route)
     return routes

@@ -24,6 +24,7 @@ from ...errors import InvalidRequest
 from ..jobs import Job, Outcome
 from ..refusals import UnknownModel
 from . import forms, pictures
+from .errors import RESPONSES
 from .events import Events, event
 from .fields import Body, Drawing, StrictRoute
 from .guard import owner, request_id, tell
@@ -114,6 +115,24 @@ class Images(Drawing):
         return [*own, *(f"nvext.{name}" for name in self.nvext or () if name not in NVEXT)]
 
 
+class Drawn(Body):
+    """One picture."""
+
+    b64_json: str | None = None
+    url: Annotated[str | None, Field(description="A data: URL")] = None
+    seed: int
+
+
+class Answer(Body):
+    """Pictures."""
+
+    created: int
+    data: list[Drawn]
+    size: str
+    background: str
+    output_format: str
+
+
 class Listed(Body):
     """A model."""
 
@@ -129,11 +148,21 @@ class Listing(Body):
     data: list[Listed]
 
 
+_ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {"model": Answer, "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+}
+
+
 def router(service: Service, settings: Settings) -> APIRouter:
-    routes = APIRouter(tags=["OpenAI"], route_class=StrictRoute)
+    routes = APIRouter(tags=["OpenAI"], route_class=StrictRoute, responses=RESPONSES)
     openai = _OpenAI(service, settings)
 
-    @routes.post("/v1/images/generations", summary="Pictures of a prompt", response_model=None)
+    @routes.post(
+        "/v1/images/generations",
+        summary="Pictures of a prompt",
+        response_model=None,
+        responses=_ANSWER,
+    )
     async def generations(body: Images, request: Request) -> Response:
         return await openai.answered(body, {}, "image_generation", request)
 
@@ -157,6 +186,7 @@ def router(service: Service, settings: Settings) -> APIRouter:
         methods=["POST"],
         summary="A picture, or the part of it under a mask, drawn anew",
         response_model=None,
+        responses=_ANSWER,
         openapi_extra={"requestBody": forms.schema(Images)},
     )
     return routes

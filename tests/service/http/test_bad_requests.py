@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from typing import Any
 
 import httpx
@@ -204,6 +205,40 @@ def test_a_model_is_one_that_is_served_and_no_path(client: httpx.Client, name: s
         assert answer.status_code == 404
         assert error(answer)["code"] == "model_not_found"
         assert len(answer.text) < 400
+
+
+class Opened:
+    """The paths that this process opens, where it listens: hooks cannot be taken out again."""
+
+    def __init__(self) -> None:
+        self.paths: list[str] | None = None
+        sys.addaudithook(self._hear)
+
+    def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self.paths is not None and event in ("open", "os.listdir", "os.scandir"):
+            self.paths.append(str(arguments[0]))
+
+
+def test_nothing_that_a_request_names_is_opened(client: httpx.Client) -> None:
+    client.post(OWN, json={**PROMPT, "image": "AAAA"})  # what is imported late is
+    opened = Opened()
+    for name in ("../../etc/passwd", "/etc/passwd", "/etc/passwd\0.png", "~/x", "//h/s"):
+        for fields in (
+            {"model": name},
+            {"prompt": f"<lora:{name}:1>"},
+            {"sampler": name},
+            {"schedule": name},
+            {"image": name},
+            {"image": name, "mask": name},
+            {"control": [{"bundle": name, "image": name}]},
+            {"hires": {"sampler": name}},
+            {"rng": name},
+        ):
+            opened.paths = []
+            answer = client.post(OWN, json={**PROMPT, **fields})
+            assert answer.status_code in (400, 404), (fields, answer.text)
+            assert opened.paths == [], fields
+    opened.paths = None
 
 
 @pytest.mark.parametrize("path", [OWN, OPENAI])
