@@ -150,9 +150,10 @@ def test_it_is_cancelled_within_a_step(opened: Opened, serving: Any, how: str) -
     page = opened()
     draw(page, "a blue ring", steps=2)
     page.locator("#steps").fill("200")
+    page.locator("#count").fill("4")
     page.locator("#prompt").fill("a blue square")
     page.keyboard.press("Control+Enter")
-    page.locator(".frame.early").wait_for()
+    page.locator(".frame.early").first.wait_for()
     drawn = serving.service.metrics.text()
     if how == "Escape":
         page.keyboard.press("Escape")
