@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from . import canvas, images, store
 from .errors import Cancelled, InvalidRequest, OutputError, SdfastError
-from .picture_folder import Folder, Origin, Record, digest_of
+from .picture_folder import Folder, Record
 from .prompt_files import Row
+from .provenance import Origin, digest_of
 from .request import Request, Resolved, resolve
 from .request_text import overlaid
 from .sweeps import Axis, Picture, told
@@ -194,6 +195,6 @@ def draw(
                 yield Failure(f"{first.prompt!r}, seed {first.seed}", str(error))
             continue
         yield [
-            folder.add(p.name, image, p.request, result.timings, len(run))
-            for p, image in zip(run, result.images, strict=True)
+            folder.add(p.name, image, p.request, result.timings, len(run), place)
+            for place, (p, image) in enumerate(zip(run, result.images, strict=True))
         ]

@@ -18,8 +18,10 @@ from .bench import bench
 from .build import build
 from .export import export, recipes
 from .generate import generate
+from .replay import replay
 from .serve import serve
 from .show import doctor, info, samplers
+from .triton import export_triton
 
 
 class _Commands(click.Group):
@@ -57,5 +59,9 @@ def main() -> None:
     """
 
 
-for command in (generate, batch, export, build, recipes, info, samplers, bench, doctor, serve):
+for command in (
+    *(generate, batch, replay, serve),
+    *(export, build, recipes, export_triton),
+    *(info, samplers, bench, doctor),
+):
     main.add_command(command)
