@@ -1,1 +1,475 @@
-"""The service: requests in, pictures out, by a worker in a process of its own."""
+"""The service: requests in, pictures out, drawn side by side by a worker in a process of its own.
+
+A request that was accepted is a job and ends in exactly one answer. Jobs wait here, in the process
+that survives; the worker has at most `limits.running` of them. If it dies or hangs another one is
+started, and what it had is drawn once more, each job by itself, so that one which kills workers
+takes no other with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic
+from types import TracebackType
+from typing import Any, Self
+
+from PIL import Image, ImageChops
+
+from .. import checks, checksums, cpu, errors, store
+from ..bundle import MANIFEST
+from ..errors import EngineError, InvalidRequest, SdfastError
+from ..request import Request
+from .costs import Costs, work
+from .frames import Frame
+from .gate import Gate, Model
+from .jobs import Job, Outcome, Progress
+from .keeper import Keeper
+from .limits import ORDERS, Limits
+from .metrics import Metrics
+from .opening import Opening
+from .process import COMMAND
+from .refusals import (
+    BadOutput,
+    Broken,
+    DeadlineExceeded,
+    OutOfMemory,
+    Refusal,
+    Stopped,
+    Unavailable,
+)
+
+_LOG = logging.getLogger("sdfast.service")
+_GOLDEN = "golden:"  # begins the names of golden pictures among jobs
+_NEAR = 2  # levels by which a golden picture may differ: other numbers of rows round otherwise
+_HOPELESS = 5  # workers in a row that drew nothing
+
+
+class Service:
+    """See the module.
+
+    bundles: names or paths; the first that draws is the default, those of task control are for
+        `control`
+    backend, device, threads, precision: as `sdfast.load` takes them
+    order: "fair", or "shortest" for the requests with the least work left first
+    loras: whether prompts may name LoRA, of the bundle's own folder and `lora_dir`
+    command: what starts a worker
+    Raises BundleError and InvalidRequest.
+    """
+
+    def __init__(
+        self,
+        bundles: Sequence[str | Path] = ("demo",),
+        *,
+        backend: str = "auto",
+        device: str = "auto",
+        threads: int = 0,
+        precision: str = "auto",
+        limits: Limits | None = None,
+        order: str = "fair",
+        loras: bool = False,
+        lora_dir: str | Path | None = None,
+        command: Sequence[str] = COMMAND,
+    ) -> None:
+        if order not in ORDERS:
+            raise InvalidRequest(f"order is {order!r}; it must be one of {', '.join(ORDERS)}")
+        self.limits = limits or Limits()
+        loaded = {bundle.name: bundle for bundle in map(store.load, bundles)}
+        steering = {n: b for n, b in loaded.items() if b.manifest.task == "control"}
+        self.models: Mapping[str, Model] = {
+            name: Model(name, checksums.sha256(bundle.path / MANIFEST), bundle)
+            for name, bundle in loaded.items()
+            if name not in steering
+        }
+        if not self.models:
+            raise InvalidRequest(
+                "there is no bundle to draw with: name one of task text or inpaint"
+            )
+        self.metrics, self._costs = Metrics(), Costs()
+        self._waiting: list[Job] = []
+        self._running: dict[str, Job] = {}
+        self._retried: set[str] = set()
+        self._golden: dict[str, Image.Image] = {}
+        self._awaited: set[str] = set()  # golden pictures that the worker has not drawn yet
+        self._precisions: dict[str, str] = {}
+        self._ending = self._ready = False
+        self._why: str | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        on_gpu = device.startswith("cuda")
+        opening = Opening(
+            bundles={name: str(model.bundle.path) for name, model in self.models.items()},
+            backend=backend,
+            device=device,
+            threads=threads,
+            precision=precision,
+            lora_dir=None if lora_dir is None else str(lora_dir),
+            controls={name: str(bundle.path) for name, bundle in steering.items()},
+            rows=self.limits.rows or (16 if on_gpu else 4 * (threads or cpu.cores())),
+            order=order,
+        )
+        self._gate = Gate(self.models, steering, self.limits, loras or lora_dir is not None)
+        self._keeper = Keeper(opening, self.limits, self._heed, self._lost, self._has_work, command)
+
+    # For those who embed it.
+
+    async def start(self) -> None:
+        """Returns when it is ready. Raises an SdfastError where it cannot be, as `sdfast.load`."""
+        self._changed = asyncio.Event()
+        self._failed: SdfastError | None = None
+        self._tasks = [asyncio.create_task(self._keeper.run()), asyncio.create_task(self._canary())]
+        while not self._ready:
+            if self._failed is not None or self._keeper.failures > _HOPELESS:
+                await self.close()
+                raise self._failed or Unavailable("the worker cannot be started: see the log")
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def readiness(self) -> str | None:
+        """None when requests are drawn, else why not, in a sentence."""
+        if self._ending:
+            return "the service ends"
+        if not self._ready:
+            return self._why or "the worker starts"
+        return None
+
+    async def submit(
+        self,
+        request: Request,
+        *,
+        model: str | None = None,
+        owner: str = "",
+        priority: int = 0,
+        deadline: float | None = None,
+        preview_every: int | None = None,
+        id: str | None = None,  # noqa: A002
+    ) -> Job:
+        """Accepts a request.
+
+        owner: who alone may cancel the job, and see it
+        priority: higher ones come first
+        deadline: seconds from now, up to the limit; after them the job is given up
+        preview_every: evaluations between previews; None for none
+        id: of the job, which no other may have
+        Raises a Refusal, or another SdfastError for a request that nobody could draw.
+        """
+        try:
+            return await self._accept(request, model, owner, priority, deadline, preview_every, id)
+        except SdfastError as error:
+            reason = error.code if isinstance(error, Refusal) else "invalid"
+            self.metrics.rejected.labels(reason).inc()
+            raise
+
+    def cancel(self, id: str, owner: str) -> bool:  # noqa: A002
+        """Ends a job of that owner before its next step. False where the owner has no such job."""
+        job = next((job for job in self.jobs(owner) if job.id == id), None)
+        if job is not None:
+            self._stop(job, Stopped("the request was cancelled"))
+        return job is not None
+
+    def jobs(self, owner: str) -> list[Job]:
+        """Those of that owner that wait or run, the oldest first."""
+        found = [j for j in (*self._running.values(), *self._waiting) if j.owner == owner]
+        return sorted(found, key=lambda job: job.begun)
+
+    async def drain(self, seconds: float | None = None) -> None:
+        """Takes nothing new, and returns when all that was accepted is answered. What takes longer
+        than that (`limits.drain`) is answered by a Refusal; when called again, at once."""
+        again, self._ending = self._ending, True
+        self._told()
+        given = self.limits.drain if seconds is None else seconds
+        end = monotonic() + (0 if again else given)
+        while (self._running or self._waiting) and (left := end - monotonic()) > 0:
+            with suppress(TimeoutError):
+                self._changed.clear()
+                await asyncio.wait_for(self._changed.wait(), left)
+        for job in (*self._running.values(), *self._waiting):
+            self._stop(job, Unavailable("the service ends: ask another one, or later", given))
+
+    async def close(self) -> None:
+        """Ends it, and answers what is left by a Refusal."""
+        self._ending = self._keeper.ended = True
+        for job in (*self._running.values(), *self._waiting):
+            self._stop(job, Unavailable("the service ends: ask another one, or later", 5.0))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # Admission.
+
+    async def _accept(
+        self,
+        request: Request,
+        model: str | None,
+        owner: str,
+        priority: int,
+        deadline: float | None,
+        preview_every: int | None,
+        id: str | None,  # noqa: A002
+    ) -> Job:
+        if self._ending or (not self._ready and not self._golden):
+            raise Unavailable(f"{self.readiness()}: ask again later", 5.0)
+        if self._keeper.failures > _HOPELESS:
+            raise Unavailable("the worker cannot be started again: ask another service", 30.0)
+        gate, found = self._gate, self._gate.model(model)
+        gate.count(len(self._waiting), len(self._running), self._outstanding())
+        precision = self._precisions[found.name]
+        if any((request.image, request.mask, request.control)):  # which are decoded
+            full = await asyncio.to_thread(gate.checked, request, found, precision)
+        else:
+            full = gate.checked(request, found, precision)
+        seconds = self._costs.predict(work(found.name, full.resolved))
+        allowed = gate.deadline(deadline)
+        if preview_every is not None:
+            checks.whole("preview_every", preview_every, 1, 1000)
+        # Nothing is awaited from here on, so that what is asked now is so when it is accepted.
+        gate.count(len(self._waiting), len(self._running), self._outstanding())
+        gate.time(seconds, allowed, [job.left for job in self._accepted()])
+        job = Job(
+            id=id or secrets.token_hex(12),
+            owner=owner,
+            model=found.name,
+            request=full.told,
+            priority=priority,
+            deadline=monotonic() + allowed,
+            seconds=seconds,
+            preview_every=preview_every,
+        )
+        if any(job.id == other.id for other in (*self._running.values(), *self._waiting)):
+            raise InvalidRequest(f"there is a job {job.id} already: choose another id")
+        loop = asyncio.get_running_loop()
+        late = DeadlineExceeded(f"the request was not done within {allowed:g} seconds")
+        job.asked = full.request
+        self._timers[job.id] = loop.call_later(allowed, self._stop, job, late)
+        self._waiting.append(job)
+        self._pump()
+        return job
+
+    def _accepted(self) -> list[Job]:
+        return [*self._running.values(), *self._waiting]
+
+    def _outstanding(self) -> float:
+        """Seconds of predicted work that is left."""
+        return sum(job.left for job in self._accepted())
+
+    # From the queue to the worker, and back.
+
+    def _pump(self) -> None:
+        """Gives the worker what it may have."""
+        self._waiting.sort(key=lambda job: (-job.priority, job.begun))
+        while self._ready and self._waiting and len(self._running) < self.limits.running:
+            # What a worker was lost over runs alone.
+            alone = not self._retried.isdisjoint((*self._running, self._waiting[0].id))
+            if alone and self._running:
+                break
+            job = self._waiting.pop(0)
+            self.metrics.queue.observe(monotonic() - job.begun)
+            request = job.asked.to_dict()
+            said = {"do": "draw", "id": job.id, "model": job.model, "request": request}
+            more = {"priority": job.priority, "seconds": job.seconds}
+            self._keeper.send(Frame({**said, **more, "preview_every": job.preview_every}))
+            self._running[job.id] = job
+            job.sent = monotonic()
+            job.tell(Progress("running", seconds_left=self._left(job)))
+        self._told()
+
+    def _told(self) -> None:
+        """Tells those who wait for a change, and the metrics."""
+        self.metrics.running.set(len(self._running))
+        self.metrics.waiting.set(len(self._waiting))
+        self.metrics.waiting_seconds.set(self._outstanding())
+        self.metrics.ready.set(self.readiness() is None)
+        self._changed.set()
+
+    def _left(self, job: Job) -> float:
+        """Seconds until a job ends that shares the worker with the others."""
+        return job.left + sum(min(job.left, o.left) for o in self._running.values() if o is not job)
+
+    def _stop(self, job: Job, error: Exception) -> None:
+        if job.id in self._running:
+            self._keeper.send(Frame({"do": "cancel", "id": job.id}))
+        self._answer(job, error)
+
+    def _answer(self, job: Job, outcome: Outcome | Exception) -> None:
+        if job.ended:
+            return
+        self._running.pop(job.id, None)
+        if job in self._waiting:
+            self._waiting.remove(job)
+        self._retried.discard(job.id)
+        self._timers.pop(job.id).cancel()
+        name = "ok" if isinstance(outcome, Outcome) else "invalid"
+        if isinstance(outcome, Refusal):
+            name = outcome.code
+        self.metrics.requests.labels(name).inc()
+        self.metrics.end_to_end.observe(monotonic() - job.begun)
+        if isinstance(outcome, Outcome):
+            self.metrics.images.inc(len(outcome.images))
+            for stage, seconds in outcome.timings.items():
+                self.metrics.stage.labels(stage).observe(seconds)
+        job.end(outcome)
+        self._pump()
+
+    # What the worker says.
+
+    def _has_work(self) -> bool:
+        return bool(self._running or self._awaited)
+
+    def _heed(self, frame: Frame) -> None:
+        said = frame.said
+        what, name = said["said"], said["id"]
+        job = self._running.get(name)
+        if what == "opened":
+            self._precisions = {n: one["precision"] for n, one in said["models"].items()}
+            self._ask_for_golden()
+        elif what == "unusable":
+            self._failed, self._keeper.ended = _error(said), True
+            self._told()
+        elif what == "tick":
+            self._ticked(said)
+        elif name.startswith(_GOLDEN):
+            self._compare(name.removeprefix(_GOLDEN), frame)
+        elif job is not None and what in ("progress", "preview"):
+            self._progressed(job, frame)
+        elif job is not None and what in ("drawn", "failed"):
+            self._answer(job, self._outcome(job, frame))
+
+    def _ticked(self, said: Mapping[str, Any]) -> None:
+        self._keeper.longest = max(self._keeper.longest, said["seconds"])
+        self.metrics.step.observe(said["seconds"])
+        self.metrics.batch.observe(said["rows"])
+        if said["shrunk"]:
+            self.metrics.shrunk.inc()
+        first = said["runs"][0]
+        model = first.removeprefix(_GOLDEN)
+        if first in self._running:
+            model = self._running[first].model
+        if model in self.models and said["latents"]:
+            pixels = said["latents"] * self.models[model].manifest.sizes.scale ** 2
+            self._costs.saw_rows(model, pixels, said["rows"], said["seconds"])
+
+    def _progressed(self, job: Job, frame: Frame) -> None:
+        done, whole, now = frame.said["done"], frame.said["evaluations"], job.progress
+        if now.done == 0:
+            self.metrics.first_step.observe(monotonic() - job.begun)
+        if whole:
+            job.left = job.seconds * (1 - done / whole)
+        if frame.said["said"] == "preview":
+            now = replace(now, previews=frame.pictures, previewed=done)
+        left = self._left(job)
+        job.tell(replace(now, done=done, evaluations=whole, seconds_left=left))
+
+    def _outcome(self, job: Job, frame: Frame) -> Outcome | Exception:
+        said, request = frame.said, job.request
+        if said["said"] == "failed":
+            if said["kind"] == "OutOfMemory":
+                _LOG.error("job %s: %s", job.id, said["message"])
+                return OutOfMemory(
+                    f"{request.count} picture(s) of {request.width}×{request.height} could not be "
+                    "drawn for want of memory: ask for fewer or smaller ones"
+                )
+            if "trace" in said:
+                _LOG.error("job %s: %s", job.id, said["trace"])
+            return _error(said)
+        if said["blank"]:
+            return BadOutput("what was drawn is of one colour: ask with another seed or prompt")
+        timings = {**said["timings"], "queue": job.sent - job.begun}
+        self._saw_pictures(job.model, frame)
+        return Outcome(frame.pictures, tuple(said["seeds"]), request, timings, job.model)
+
+    def _saw_pictures(self, model: str, frame: Frame) -> None:
+        timings, (width, height) = frame.said["timings"], frame.pictures[0].size
+        rest = timings["total"] - timings.get("unet", 0.0)
+        self._costs.saw_picture(model, width * height, rest / len(frame.pictures))
+
+    def _lost(self, reason: str) -> None:
+        """The worker is gone: its jobs are drawn once more, each alone, by the next one."""
+        self._ready, self._why = False, f"the worker {reason}: another one starts"
+        self._awaited.clear()
+        if self._golden:
+            self.metrics.restarts.labels(reason).inc()
+        jobs = list(self._running.values())
+        self._running.clear()
+        for job in jobs:
+            if job.id in self._retried:
+                why = "the worker was lost twice over this request: ask for another one"
+                self._answer(job, Unavailable(why, 5.0))
+            else:
+                self._retried.add(job.id)
+                job.left = job.seconds
+                job.tell(Progress("waiting"))
+                self._waiting.append(job)
+        self._told()
+
+    # Whether what it draws is right.
+
+    def _ask_for_golden(self) -> None:
+        for name in self.models:
+            if name not in self._awaited:
+                said = {"do": "golden", "id": _GOLDEN + name, "model": name}
+                self._keeper.send(Frame({**said, "priority": 1, "seconds": 0.0}))
+                self._awaited.add(name)
+
+    def _compare(self, model: str, frame: Frame) -> None:
+        self._awaited.discard(model)
+        wrong, first = frame.said["said"] == "failed" or frame.said["blank"], False
+        if not wrong:
+            (drawn,) = frame.pictures
+            first = model not in self._golden
+            self._saw_pictures(model, frame)
+            wrong = _distance(self._golden.setdefault(model, drawn), drawn) > _NEAR
+        if wrong:
+            self._ready, self._why = False, f"{model} draws what it should not"
+            message = frame.said.get("message", "its golden picture is another one")
+            _LOG.error("%s: %s", model, message)
+            self._keeper.kill("drew what it should not")
+        elif first:  # which compiled the networks: the second tells what a picture takes
+            self._costs = Costs()
+            self._ask_for_golden()
+        elif not self._awaited and not self._ready:
+            self._keeper.proven()
+            self._ready, self._why = True, None
+            self._pump()
+        self._told()
+
+    async def _canary(self) -> None:
+        while self.limits.canary:
+            await asyncio.sleep(self.limits.canary)
+            if self._ready:
+                self._ask_for_golden()
+
+
+def _distance(one: Image.Image, other: Image.Image) -> int:
+    if one.size != other.size:
+        return 255
+    extrema: Any = ImageChops.difference(one, other).getextrema()
+    return max(int(high) for _, high in extrema)
+
+
+def _error(said: Mapping[str, Any]) -> SdfastError:
+    """What the worker raised. Errors that are no mistake of a request say nothing of themselves."""
+    kind = getattr(errors, said["kind"], None)
+    if (
+        isinstance(kind, type)
+        and issubclass(kind, SdfastError)
+        and not issubclass(kind, EngineError)
+    ):
+        return kind(said["message"])
+    return Broken("the request could not be drawn: the service's log says why")

@@ -1,0 +1,98 @@
+"""The keeper: that there is a worker, and one that does something."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from time import monotonic
+
+from .frames import Frame
+from .limits import Limits
+from .opening import Opening
+from .process import COMMAND, Process
+
+_LOG = logging.getLogger("sdfast.service")
+_LOOK = 0.1  # seconds between looks at what it does
+_LONGEST = 30.0  # seconds that a worker which fails again and again is waited with
+_COMPILING = 10  # times `limits.stall` that a worker may take before its first picture
+
+
+class Keeper:
+    """Starts a worker, and another one when that is gone or hangs.
+
+    heed: is told what it says; lost: why it is gone
+    busy: whether it is to be doing something
+    """
+
+    def __init__(
+        self,
+        opening: Opening,
+        limits: Limits,
+        heed: Callable[[Frame], None],
+        lost: Callable[[str], None],
+        busy: Callable[[], bool],
+        command: Sequence[str] = COMMAND,
+    ) -> None:
+        self._opening, self._limits, self._command = opening, limits, command
+        self._heed, self._lost, self._busy = heed, lost, busy
+        self._process: Process | None = None
+        self._reason = "died"
+        self.failures = 0  # since the last that was good for something
+        self.longest = 0.0  # seconds of a step, with the worker that there is
+        self.ended = False
+
+    @property
+    def pid(self) -> int | None:
+        """Of the worker, where there is one."""
+        return None if self._process is None else self._process.pid
+
+    def send(self, frame: Frame) -> None:
+        """To the worker that there is."""
+        if self._process is not None:
+            if not self._busy():
+                self._process.heard = monotonic()
+            self._process.send(frame)
+
+    def proven(self) -> None:
+        """The worker that there is does what it is for."""
+        self.failures = 0
+
+    def kill(self, reason: str) -> None:
+        """For another one to take its place."""
+        self._reason = reason
+        if self._process is not None:
+            self._process.kill()
+
+    async def run(self) -> None:
+        """Until it is cancelled, or `ended` is set."""
+        while not self.ended:
+            await asyncio.sleep(min(0.1 * 2**self.failures, _LONGEST) if self.failures else 0)
+            self.failures += 1
+            self._reason, self.longest = "died", 0.0
+            self._process = process = await Process.start(self._opening, self._command)
+            watch = asyncio.create_task(self._watch(process))
+            try:
+                while True:
+                    self._heed(await process.next())
+            except ConnectionError:
+                pass
+            finally:
+                self._process = None
+                watch.cancel()
+                await process.close()
+            if not self.ended:
+                _LOG.error("the worker is gone: %s", self._reason)
+            self._lost(self._reason)
+
+    async def _watch(self, process: Process) -> None:
+        while True:
+            await asyncio.sleep(_LOOK)
+            bound = max(self._limits.stall, 20 * self.longest)
+            if self.failures:
+                bound = max(bound, _COMPILING * self._limits.stall)
+            if not self._busy():
+                process.heard = monotonic()
+            elif monotonic() - process.heard > bound:
+                self.kill("hung")
+                return
