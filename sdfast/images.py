@@ -51,8 +51,11 @@ def whole(file: Path) -> bool:
     return True
 
 
-def encode(image: Image.Image, form: str, request: Request, model: str, version: str) -> bytes:
-    """The file's bytes with the request in them. `form`: png, jpeg, jpg or webp."""
+def encode(
+    image: Image.Image, form: str, request: Request, model: str, version: str, quality: int = 95
+) -> bytes:
+    """The file's bytes with the request in them. `form`: png, jpeg, jpg or webp; quality: 0…100,
+    of all but PNG."""
     if form not in FORMATS:
         raise InvalidRequest(f"format {form!r} is unknown; use one of {', '.join(FORMATS)}")
     line = parameters(request, model, version)
@@ -67,7 +70,7 @@ def encode(image: Image.Image, form: str, request: Request, model: str, version:
         exif = Image.Exif()
         exif[_IMAGE_DESCRIPTION] = json.dumps(json.loads(full), ensure_ascii=True)
         exif.get_ifd(_EXIF)[_USER_COMMENT] = b"UNICODE\0" + line.encode("utf-16-be")
-        image.save(buffer, FORMATS[form], quality=95, exif=exif)
+        image.save(buffer, FORMATS[form], quality=quality, exif=exif)
     return buffer.getvalue()
 
 
