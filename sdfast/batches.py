@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from . import canvas, images
 from .errors import Cancelled, InvalidRequest, OutputError, SdfastError
-from .picture_folder import Folder, Origin, Record, digest_of
+from .picture_folder import Folder, Record
 from .prompt_files import Row
+from .provenance import Origin, digest_of
 from .request import Request, Resolved, resolve
 from .request_text import overlaid
 from .sweeps import Axis, Picture, told

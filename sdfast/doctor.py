@@ -6,7 +6,6 @@ import os
 import platform
 import shutil
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from . import __version__, backends, cpu, store
@@ -44,10 +43,7 @@ def _backends(device: str) -> dict[str, str]:
 def _backend(name: str, why_not: str | None) -> str:
     if why_not:
         return f"not usable: {why_not}"
-    try:
-        return f"usable, version {version(name)}"
-    except PackageNotFoundError:
-        return "usable"
+    return f"usable, version {backends.version(name)}"
 
 
 def gpu_fact() -> str:

@@ -27,6 +27,10 @@ class InvalidRequest(SdfastError, ValueError):
     """A parameter of a generation is outside its range."""
 
 
+class CannotReplay(SdfastError):
+    """A picture cannot be drawn again here: what drew it, or what it was drawn from, is missing."""
+
+
 class InvalidProgram(SdfastError, ValueError):
     """A program, read from JSON, that no device could run."""
 

@@ -1,27 +1,33 @@
 """Pixels → PNG, JPEG or WebP that remember how they were made, and back.
 
-PNG files carry two text chunks: `parameters`, the line that A1111 introduced and other programs
-read, and `sdfast`, the full request as JSON. JPEG and WebP carry the same two in EXIF (UserComment
-and ImageDescription).
+PNG files carry two text chunks: `parameters`, the text that A1111 introduced and other programs
+read (`infotext`), and `sdfast`, JSON of the full request, the pixels' digest and what drew them
+(`provenance`). JPEG and WebP carry the same two in EXIF (UserComment and ImageDescription).
 """
 
 from __future__ import annotations
 
 import io
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from . import infotext
+from .canvas import told
 from .errors import InvalidRequest
+from .provenance import Provenance
 from .request import Request
 from .tensors import Tensor
 
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "jpg": "JPEG", "webp": "WEBP"}
 _USER_COMMENT, _IMAGE_DESCRIPTION, _EXIF = 0x9286, 0x010E, 0x8769
-_KEY = "sdfast"
+_UNICODE = b"UNICODE\0"
+_KEY, _LINE = "sdfast", "parameters"
+_LOSSY = ("JPEG", "WEBP")
 
 
 def from_pixels(pixels: Tensor) -> list[Image.Image]:
@@ -52,24 +58,36 @@ def whole(file: Path) -> bool:
 
 
 def encode(
-    image: Image.Image, form: str, request: Request, model: str, version: str, quality: int = 95
+    image: Image.Image,
+    form: str,
+    request: Request,
+    model: str,
+    version: str,
+    made: Provenance | None = None,
+    quality: int = 95,
 ) -> bytes:
-    """The file's bytes with the request in them. `form`: png, jpeg, jpg or webp; quality: 0…100,
-    of all but PNG."""
+    """The file's bytes with the request in them.
+
+    form: png, jpeg, jpg or webp
+    made: how it was drawn, for those who want to compare; it names the machine
+    quality: 0…100, of all but PNG
+    """
     if form not in FORMATS:
         raise InvalidRequest(f"format {form!r} is unknown; use one of {', '.join(FORMATS)}")
-    line = parameters(request, model, version)
-    full = json.dumps({"request": request.to_dict(), "model": model, "version": version})
+    line = infotext.write(request, model, version)
+    said = {"request": request.to_dict(), "model": model, "version": version}
+    kept = {} if made is None else {"made": made.to_dict()}
+    full = json.dumps({**said, "pixels": told(image), **kept})
     buffer = io.BytesIO()
     if FORMATS[form] == "PNG":
         info = PngInfo()
-        info.add_itxt("parameters", line)
+        info.add_itxt(_LINE, line)
         info.add_itxt(_KEY, full)
         image.save(buffer, "PNG", pnginfo=info)
     else:
         exif = Image.Exif()
-        exif[_IMAGE_DESCRIPTION] = json.dumps(json.loads(full), ensure_ascii=True)
-        exif.get_ifd(_EXIF)[_USER_COMMENT] = b"UNICODE\0" + line.encode("utf-16-be")
+        exif[_IMAGE_DESCRIPTION] = full
+        exif.get_ifd(_EXIF)[_USER_COMMENT] = _UNICODE + line.encode("utf-16-be")
         image.save(buffer, FORMATS[form], quality=quality, exif=exif)
     return buffer.getvalue()
 
@@ -81,48 +99,77 @@ def png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def parameters(request: Request, model: str, version: str) -> str:
-    """The request in the text form that A1111 writes into its pictures."""
-    negative = f"\nNegative prompt: {request.negative_prompt}" if request.negative_prompt else ""
-    rescale = f"CFG rescale: {request.guidance_rescale:g}, " if request.guidance_rescale else ""
-    low_high = "-".join(f"{sigma:g}" for sigma in request.guidance_interval or ())
-    interval = f"CFG interval: {low_high}, " if low_high else ""
-    cache = f"Cache: {_quoted(request.cache)}, " if request.cache != 1 else ""
-    own = {**request.sampler_parameters, **request.schedule_parameters}
-    if request.sigmas is not None:
-        own["sigmas"] = request.sigmas
-    extra = "".join(f"{name}: {_quoted(value)}, " for name, value in own.items())
-    return (
-        f"{request.prompt}{negative}\nSteps: {request.steps}, Sampler: {request.sampler}, "
-        f"Schedule type: {request.schedule}, CFG scale: {request.guidance:g}, "
-        f"{rescale}{interval}{cache}{extra}"
-        f"Seed: {request.seed}, Size: {request.width}x{request.height}, "
-        f"Model: {model}, RNG: {request.rng}, Version: sdfast {version}"
-    )
+@dataclass(frozen=True)
+class Carried:
+    """What a picture of sdfast says of itself.
 
-
-def _quoted(value: Any) -> str:
-    """A value of the line, which is split at commas: quoted where it has some."""
-    text = ", ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
-    return json.dumps(text) if "," in text else text
-
-
-def read_request(file: Path) -> tuple[Request, str]:
-    """The request that a picture made by sdfast carries, and the name of its bundle.
-
-    Raises InvalidRequest when the file is missing, no picture, or carries none.
+    model: the name of its bundle; version: of sdfast
+    pixels: their digest, as `canvas.told` tells it; made: how it was drawn. Both are None in files
+        of before they were written
+    lossy: the file's format where it does not keep pixels as they were, as "JPEG"
     """
+
+    request: Request
+    model: str
+    version: str
+    pixels: str | None
+    made: Provenance | None
+    lossy: str | None
+
+
+def read(file: Path) -> Carried:
+    """What a picture made by sdfast carries.
+
+    Raises InvalidRequest when the file is missing, no picture, or carries nothing.
+    """
+    own, _, form = _texts(file)
     try:
-        with Image.open(file) as image:
-            text: Any = image.info.get(_KEY) or image.getexif().get(_IMAGE_DESCRIPTION)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise InvalidRequest(f"{file} cannot be read as a picture ({error})") from error
-    try:
-        carried = json.loads(text)
-        return Request.from_dict(carried["request"]), str(carried["model"])
+        carried = json.loads(own)
+        made = carried.get("made")
+        return Carried(
+            Request.from_dict(carried["request"]),
+            str(carried["model"]),
+            str(carried["version"]),
+            carried.get("pixels"),
+            None if made is None else Provenance.from_dict(made),
+            form if form in _LOSSY else None,
+        )
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         if isinstance(error, InvalidRequest):
             raise
         raise InvalidRequest(
             f"{file} carries no request of sdfast: only pictures that sdfast wrote can be repeated"
         ) from error
+
+
+def read_request(file: Path) -> tuple[Request, str]:
+    """The request that a picture of sdfast or A1111 carries, and the name of its bundle, which is
+    empty where it is not told.
+
+    Raises InvalidRequest when the file is missing, no picture, or carries none.
+    """
+    own, line, _ = _texts(file)
+    if own is None and line is not None:
+        found = infotext.read(line)
+        return found.request(), found.model
+    carried = read(file)
+    return carried.request, carried.model
+
+
+def _texts(file: Path) -> tuple[Any, str | None, str | None]:
+    """The JSON of sdfast, the text of A1111's form, and the file's format."""
+    try:
+        with Image.open(file) as image:
+            exif = image.getexif()
+            own: Any = image.info.get(_KEY) or exif.get(_IMAGE_DESCRIPTION)
+            line = image.info.get(_LINE) or _comment(exif.get_ifd(_EXIF).get(_USER_COMMENT))
+            return own, line, image.format
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InvalidRequest(f"{file} cannot be read as a picture ({error})") from error
+
+
+def _comment(comment: object) -> str | None:
+    """A UserComment of EXIF that says in its first eight bytes how it is written."""
+    if not isinstance(comment, bytes) or not comment.startswith(_UNICODE):
+        return None
+    return comment.removeprefix(_UNICODE).decode("utf-16-be", errors="replace")

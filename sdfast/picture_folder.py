@@ -6,43 +6,22 @@ between, the next one adds the line, without times.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 
-from . import __version__, images
+from . import images, provenance
 from .errors import InvalidRequest, OutputError
+from .provenance import Origin, Provenance
 from .request import Request
 from .store import write_atomically
 
-if TYPE_CHECKING:
-    from .pipeline import Pipeline
-
 SIDECAR = "pictures.jsonl"
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What drew pictures. bundle_digest: of all that its manifest says, files' digests among it."""
-
-    bundle: str
-    bundle_digest: str
-    backend: str
-    device: str
-    precision: str
-    version: str
-
-    @classmethod
-    def of(cls, pipe: Pipeline) -> Origin:
-        digest = digest_of(asdict(pipe.bundle.manifest))
-        made_by = (pipe.backend, pipe.device, pipe.precision, __version__)
-        return cls(pipe.bundle.name, digest, *made_by)
 
 
 @dataclass(frozen=True)
@@ -62,23 +41,21 @@ class Record:
     origin: Origin
 
 
-def digest_of(data: Any) -> str:
-    """The sha256 of plain data, whatever the order of its names."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
-
-
 class Folder:
-    """See the module. form: of the pictures, one of images.FORMATS.
+    """See the module.
+
+    form: of the pictures, one of images.FORMATS
+    loras: folders of the LoRA that their prompts name
 
     Raises InvalidRequest for another form, and OutputError where a folder cannot be.
     """
 
-    def __init__(self, path: Path, form: str, origin: Origin) -> None:
+    def __init__(self, path: Path, form: str, origin: Origin, loras: Sequence[Path] = ()) -> None:
         if form not in images.FORMATS:
             raise InvalidRequest(
                 f"format {form!r} is unknown; use one of {', '.join(images.FORMATS)}"
             )
-        self.path, self._form, self._origin = path, form, origin
+        self.path, self._form, self._origin, self._loras = path, form, origin, loras
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._listed = _listed(path / SIDECAR)
@@ -113,7 +90,8 @@ class Folder:
         """Writes the picture, then its line."""
         file = self.file(name)
         origin = self._origin
-        data = images.encode(image, self._form, request, origin.bundle, origin.version)
+        drawn = Provenance(origin, provenance.inputs(request, self._loras), together)
+        data = images.encode(image, self._form, request, origin.bundle, origin.version, drawn)
         write_atomically(file, data)
         record = Record(
             file.name, request.seed or 0, dict(seconds), together, request.to_dict(), origin

@@ -13,8 +13,9 @@ from PIL import Image
 import sdfast
 from sdfast import batches, images, sweeps
 from sdfast.errors import InvalidRequest, OutputError
-from sdfast.picture_folder import SIDECAR, Folder, Origin
+from sdfast.picture_folder import SIDECAR, Folder
 from sdfast.prompt_files import Row
+from sdfast.provenance import Origin
 from sdfast.sweeps import Axis, Picture
 
 STAR = Row("line 1", {"prompt": "a red star"})

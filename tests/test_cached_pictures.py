@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import sdfast
-from sdfast import images
+from sdfast import images, infotext
 from sdfast.cli import main
 from sdfast.errors import InvalidRequest
 from sdfast.pipeline import Pipeline
@@ -123,7 +123,7 @@ def test_a_request_and_its_picture_remember_the_cache(
     file = tmp_path / "a.png"
     file.write_bytes(images.encode(result.images[0], "png", result.request, "demo", "0"))
     assert images.read_request(file)[0] == result.request
-    line = images.parameters(result.request, "demo", "0")
+    line = infotext.write(result.request, "demo", "0")
     texts = {3: "Cache: 3, ", (0, 1, 3): 'Cache: "0, 1, 3", ', (0,): "Cache: 0, "}
     assert texts[cache] in line if cache in texts else "Cache" not in line
 

@@ -33,7 +33,7 @@ def test_generate_writes_a_picture_and_says_where_and_how_long(tmp_path: Path) -
     assert all(word in done.stderr for word in ("text_encoder", "unet", "vae_decoder", "total"))
     with Image.open(file) as image:
         assert image.size == (128, 128)
-        assert image.info["parameters"].startswith(f"{PROMPT}\nSteps: 3, Sampler: dpmpp_2m")
+        assert image.info["parameters"].startswith(f"{PROMPT}\nSteps: 3, Sampler: DPM++ 2M")
 
 
 def test_from_repeats_a_picture_bit_by_bit(tmp_path: Path) -> None:

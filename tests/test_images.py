@@ -9,8 +9,10 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sdfast import images
+from sdfast import images, infotext
+from sdfast.canvas import told
 from sdfast.errors import InvalidRequest
+from sdfast.provenance import Inputs, Origin, Provenance
 from sdfast.request import Request
 from sdfast.tensors import Tensor
 
@@ -60,8 +62,8 @@ def test_png_has_the_parameters_line_that_other_programs_read(tmp_path: Path) ->
     assert line.splitlines() == [
         "a rød circle — «quoted»",
         "Negative prompt: stripes",
-        "Steps: 20, Sampler: dpmpp_2m, Schedule type: karras, CFG scale: 4.5, "
-        f"Seed: {2**60}, Size: 64x32, Model: demo, RNG: philox, Version: sdfast 0.1.0",
+        "Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 4.5, "
+        f"Seed: {2**60}, Size: 64x32, Model: demo, RNG: NV, Version: sdfast 0.1.0",
     ]
     assert full["request"]["prompt"] == REQUEST.prompt
 
@@ -93,6 +95,64 @@ def test_jpeg_has_it_where_a1111_puts_it(tmp_path: Path) -> None:
         comment = found.getexif().get_ifd(0x8769)[0x9286]
     assert comment[:8] == b"UNICODE\0"
     assert comment[8:].decode("utf-16-be").startswith(REQUEST.prompt)
+
+
+MADE = Provenance(
+    Origin(
+        "demo", "d" * 64, "onnxruntime", "1", "cpu", "a CPU", (), "fp32", "0.1.0", 2, None, False
+    ),
+    Inputs({"image": "sha256:1"}, {}, {"ink": "2"}),
+    4,
+)
+
+
+@pytest.mark.parametrize("form", images.FORMATS)
+def test_every_format_carries_what_drew_it_and_the_digest_of_its_pixels(
+    form: str, tmp_path: Path
+) -> None:
+    file = tmp_path / f"picture.{form}"
+    file.write_bytes(images.encode(picture(), form, REQUEST, "demo", "0.1.0", MADE))
+    found = images.read(file)
+    assert (found.request, found.model, found.version) == (REQUEST, "demo", "0.1.0")
+    assert found.made == MADE
+    assert found.pixels == told(picture())
+    assert found.lossy == (None if form == "png" else images.FORMATS[form])
+
+
+def test_pictures_from_before_they_told_what_drew_them_still_load(tmp_path: Path) -> None:
+    info = PngInfo()
+    said = {"request": REQUEST.to_dict(), "model": "demo", "version": "0.1.0"}
+    info.add_itxt("sdfast", json.dumps(said))
+    file = tmp_path / "old.png"
+    picture().save(file, pnginfo=info)
+    found = images.read(file)
+    assert (found.request, found.pixels, found.made) == (REQUEST, None, None)
+
+
+@pytest.mark.parametrize("made", [7, {}, {"origin": {}}, {**MADE.to_dict(), "together": "two"}])
+def test_a_damaged_record_is_refused(made: object, tmp_path: Path) -> None:
+    info = PngInfo()
+    said = {"request": REQUEST.to_dict(), "model": "demo", "version": "0.1.0", "made": made}
+    info.add_itxt("sdfast", json.dumps(said))
+    file = tmp_path / "odd.png"
+    picture().save(file, pnginfo=info)
+    with pytest.raises(InvalidRequest, match="carries no request of sdfast"):
+        images.read(file)
+
+
+def test_pictures_of_a1111_tell_their_request_too(tmp_path: Path) -> None:
+    text = infotext.write(REQUEST, "other", "1")
+    png, jpeg = tmp_path / "a.png", tmp_path / "a.jpg"
+    info = PngInfo()
+    info.add_text("parameters", text)
+    picture().save(png, pnginfo=info)
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + text.encode("utf-16-be")
+    picture().save(jpeg, exif=exif)
+    for file in (png, jpeg):
+        assert images.read_request(file) == (REQUEST, "other")
+        with pytest.raises(InvalidRequest, match="carries no request of sdfast"):
+            images.read(file)
 
 
 def test_pictures_of_others_are_refused(tmp_path: Path) -> None:

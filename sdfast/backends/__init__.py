@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
+from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
@@ -82,6 +83,14 @@ def usable(device: str = "cpu") -> dict[str, str | None]:
     """Each backend of a device, "cpu" or "cuda" → None where it can be used on this machine, else
     why not in one sentence."""
     return {name: _backend(name).reason_unusable(device) for name in BACKENDS[device]}
+
+
+def version(backend: str) -> str:
+    """Of the package that a backend is; "unknown" where it does not say."""
+    try:
+        return metadata.version(backend)
+    except metadata.PackageNotFoundError:  # as of onnxruntime-gpu
+        return str(getattr(sys.modules.get(backend), "__version__", "unknown"))
 
 
 def choose(backend: str = "auto", device: str = "cpu") -> str:

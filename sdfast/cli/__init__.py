@@ -18,6 +18,7 @@ from .bench import bench
 from .build import build
 from .export import export, recipes
 from .generate import generate
+from .replay import replay
 from .show import doctor, info, samplers
 
 
@@ -56,5 +57,6 @@ def main() -> None:
     """
 
 
-for command in (generate, batch, export, build, recipes, info, samplers, bench, doctor):
+_ALL = (generate, batch, replay, export, build, recipes, info, samplers, bench, doctor)
+for command in _ALL:
     main.add_command(command)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import InvalidRequest
-from .options import OPENING, of_a_sweep, of_opening
+from .options import OPENING, of_a_sweep, of_opening, origin_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -69,17 +69,18 @@ def batch(
     sdfast batch prompts.csv --count 4 --sheet --out pictures/
     """
     from ..batches import expand, runs
-    from ..picture_folder import Folder, Origin
+    from ..picture_folder import Folder
     from ..pipeline import load
+    from ..provenance import lora_folders
     from ..sweeps import swept
 
     opening = {name: options.pop(name) for name in OPENING}
     rows = _rows(sources)
     shared, axes = swept(_lists(context, options))
     pipe = load(bundle, **opening)
-    origin = Origin.of(pipe)
+    origin = origin_of(pipe, opening)
     pictures, failures = expand(rows, shared, axes, pipe.bundle, origin)
-    folder = Folder(out, form, origin)
+    folder = Folder(out, form, origin, lora_folders(pipe.bundle, opening["lora_dir"]))
     different = {picture.name: picture for picture in pictures}
     there = {n for n, p in different.items() if folder.has(n, p.request.as_request())}
     missing = runs(picture for name, picture in different.items() if name not in there)
@@ -152,7 +153,7 @@ def _sheets(
     """Writes the grids of a sweep, and contact sheets where they are wanted, under digests of what
     is on them, so that other batches in the folder keep theirs."""
     from ..images import png
-    from ..picture_folder import digest_of
+    from ..provenance import digest_of
     from ..sheets import contact_sheets, grid
     from ..store import write_atomically
     from ..sweeps import caption, grids

@@ -13,12 +13,13 @@ import click
 
 from .. import __version__
 from ..errors import InvalidRequest, OutputError
-from .options import OPENING, of_a_request, of_opening
+from .options import OPENING, of_a_request, of_opening, origin_of
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from ..pipeline import Pipeline, Result
+    from ..provenance import Provenance
     from ..request import Request
 
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     "--from",
     "source",
     type=click.Path(path_type=Path),
-    help="Repeat the request that this picture of sdfast carries; options given beside it win.",
+    help="Repeat the request that this picture of sdfast or A1111 carries; options beside it win.",
 )
 @click.option("--bundle", help="Name or folder of a bundle. [demo, or that of --from]")
 @of_a_request
@@ -80,19 +81,25 @@ def generate(
     given = {name: value for name, value in options.items() if value is not None}
     requests = _requests(prompt, prompts, source, given)
     if source is not None and bundle is None:
-        bundle = images.read_request(source)[1]
+        bundle = images.read_request(source)[1] or None
     form = form or (out.suffix.lstrip(".").lower() if out.suffix else "png")
     if form not in images.FORMATS:
         raise InvalidRequest(f"format {form!r} is unknown; use one of {', '.join(images.FORMATS)}")
     several = len(requests) > 1 or requests[0].count > 1
     _check_out(out, several)
     from ..pipeline import load
+    from ..provenance import Provenance, inputs, lora_folders
 
     pipe = load(bundle or "demo", **opening)
     for number, request in enumerate(requests):
         with _watched(as_json, number, len(requests), preview) as watching:
             result = pipe(request, **watching)
-        files = _write(result, pipe, out, form)
+        made = Provenance(
+            origin_of(pipe, opening),
+            inputs(request, lora_folders(pipe.bundle, opening["lora_dir"])),
+            len(result.images),
+        )
+        files = _write(result, pipe, out, form, made)
         _report(result, pipe, files, as_json)
 
 
@@ -131,7 +138,7 @@ def _check_out(out: Path, several: bool) -> None:
         ) from error
 
 
-def _write(result: Result, pipe: Pipeline, out: Path, form: str) -> list[Path]:
+def _write(result: Result, pipe: Pipeline, out: Path, form: str, made: Provenance) -> list[Path]:
     from dataclasses import replace
 
     from ..images import encode
@@ -141,7 +148,7 @@ def _write(result: Result, pipe: Pipeline, out: Path, form: str) -> list[Path]:
     for image, seed in zip(result.images, result.seeds, strict=True):
         single = replace(result.request, seed=seed, count=1)
         file = out if out.suffix else _free_name(out, result.request.prompt, seed, form)
-        write_atomically(file, encode(image, form, single, pipe.bundle.name, __version__))
+        write_atomically(file, encode(image, form, single, pipe.bundle.name, __version__, made))
         files.append(file)
     return files
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ..request_text import named, named_several, read, read_several
+
+if TYPE_CHECKING:
+    from ..pipeline import Pipeline
+    from ..provenance import Origin
 
 _C = TypeVar("_C", bound=Callable[..., Any])
 
@@ -207,6 +211,13 @@ OPENING = (
     "tile",
 )
 """The names of those."""
+
+
+def origin_of(pipe: Pipeline, opening: Mapping[str, Any]) -> Origin:
+    """What draws with a pipeline that was opened by these options."""
+    from ..provenance import Origin
+
+    return Origin.of(pipe, opening["threads"], opening["tile"], opening["throughput"])
 
 
 def evaluations(option: click.Parameter, text: str | None) -> Any:

@@ -63,6 +63,13 @@ def reason_unusable() -> str | None:
     return None if count else "the NVIDIA driver finds no GPU: use device cpu"
 
 
+def model(number: int) -> str:
+    """What its maker calls a GPU."""
+    driver = _driver()
+    name: bytes = _checked(driver.cuDeviceGetName(128, _checked(driver.cuDeviceGet(number))))
+    return name.split(b"\0")[0].decode()
+
+
 class Memory:
     """Bytes of a GPU, or pinned bytes of the host, freed when nothing refers to them."""
 
@@ -126,8 +133,7 @@ class Cuda:
     @property
     def name(self) -> str:
         """What its maker calls it."""
-        name: bytes = _checked(self._driver.cuDeviceGetName(128, self._device))
-        return name.split(b"\0")[0].decode()
+        return model(self.number)
 
     @property
     def architecture(self) -> str:

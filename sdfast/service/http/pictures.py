@@ -122,7 +122,7 @@ async def encoded(outcome: Outcome, form: str = "png", quality: int = 95) -> lis
 def _files(outcome: Outcome, form: str, quality: int) -> list[bytes]:
     singles = (replace(outcome.request, seed=seed, count=1) for seed in outcome.seeds)
     return [
-        images.encode(image, form, single, outcome.model, __version__, quality)
+        images.encode(image, form, single, outcome.model, __version__, quality=quality)
         for image, single in zip(outcome.images, singles, strict=True)
     ]
 
