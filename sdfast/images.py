@@ -11,7 +11,7 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -122,7 +122,7 @@ def read(file: Path) -> Carried:
 
     Raises InvalidRequest when the file is missing, no picture, or carries nothing.
     """
-    own, _, form = _texts(file)
+    own, _, form = texts(file)
     try:
         carried = json.loads(own)
         made = carried.get("made")
@@ -148,7 +148,7 @@ def read_request(file: Path) -> tuple[Request, str]:
 
     Raises InvalidRequest when the file is missing, no picture, or carries none.
     """
-    own, line, _ = _texts(file)
+    own, line, _ = texts(file)
     if own is None and line is not None:
         found = infotext.read(line)
         return found.request(), found.model
@@ -156,7 +156,7 @@ def read_request(file: Path) -> tuple[Request, str]:
     return carried.request, carried.model
 
 
-def _texts(file: Path) -> tuple[Any, str | None, str | None]:
+def texts(file: Path | BinaryIO) -> tuple[Any, str | None, str | None]:
     """The JSON of sdfast, the text of A1111's form, and the file's format."""
     try:
         with Image.open(file) as image:

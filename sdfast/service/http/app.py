@@ -12,14 +12,19 @@ from fastapi import APIRouter, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from ... import __version__
-from . import errors, health
+from . import a1111, errors, health, hugging_face, kserve
 from .guard import Guard
 from .settings import Settings
 
 if TYPE_CHECKING:
     from ..service import Service
 
-ROUTERS: tuple[Callable[[Service, Settings], APIRouter], ...] = (health.router,)
+ROUTERS: tuple[Callable[[Service, Settings], APIRouter], ...] = (
+    health.router,
+    a1111.router,
+    hugging_face.router,
+    kserve.router,
+)
 """In the order in which paths are matched."""
 _log = logging.getLogger("sdfast.http")
 

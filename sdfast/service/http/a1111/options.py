@@ -15,11 +15,11 @@ from starlette.requests import Request
 
 from .... import checks
 from ....errors import InvalidRequest, nearest
-from ...refusals import UnknownModel
 from ..guard import owner
 
 if TYPE_CHECKING:
-    from ...service import Model, Service
+    from ...gate import Model
+    from ...service import Service
 
 MODEL, CLIP_SKIP = "sd_model_checkpoint", "CLIP_stop_at_last_layers"
 _LAYERS = 12
@@ -50,12 +50,9 @@ def named(text: object, service: Service) -> str:
     """The name of the model that a title, a name or a digest stands for. Raises UnknownModel."""
     wanted = checks.text(MODEL, text)
     for model in service.models.values():
-        if wanted in (model.name, title(model), model.digest[:10], model.digest):
+        if wanted in (title(model), model.digest[:10], model.digest):
             return model.name
-    raise UnknownModel(
-        f"{MODEL} is {wanted[:64]!r}{nearest(wanted[:64], service.models)}; known: "
-        + ", ".join(service.models)
-    )
+    return service.model(wanted).name
 
 
 def overridden(settings: Mapping[str, Any], service: Service) -> Overridden:
@@ -92,7 +89,7 @@ def router(service: Service, chosen: Chosen) -> APIRouter:
     @routes.get("/options")
     async def read(request: Request) -> dict[str, Any]:
         """What is set, for the caller."""
-        model = service.models[chosen.of(owner(request))]
+        model = service.model(chosen.of(owner(request)))
         return {
             MODEL: title(model),
             "sd_checkpoint_hash": model.digest,

@@ -64,13 +64,14 @@ async def from_picture(fields: Img2Img, service: Service) -> Asked:
         )
     given = STRENGTH if fields.denoising_strength is None else fields.denoising_strength
     mode = fields.resize_mode or 0
-    started = {
-        "image": await pictures.read("init_images", fields.init_images[0], service.limits),
+    image = await pictures.read("init_images", fields.init_images[0], service.limits)
+    started: dict[str, Any] = {
+        "image": image,
         "strength": checks.number("denoising_strength", given, 0, 1),
         "resize": RESIZES[checks.whole("resize_mode", mode, 0, len(RESIZES) - 1)],
     }
     if fields.mask:
-        started |= await _masked(fields, started["image"], service.limits)
+        started |= await _masked(fields, image, service.limits)
     return Asked(Request(**common, **started), *asked)
 
 
@@ -152,7 +153,7 @@ def _scale(fields: Txt2Img) -> float:
     """Of hr_scale, or of the size that hr_resize_x and hr_resize_y say."""
     wanted = (fields.hr_resize_x or 0, fields.hr_resize_y or 0)
     if not any(wanted):
-        return _or(fields.hr_scale, 2.0)
+        return 2.0 if fields.hr_scale is None else fields.hr_scale
     if fields.width is None or fields.height is None:
         raise InvalidRequest("hr_resize_x and hr_resize_y need width and height: send them too")
     sides = (fields.width, fields.height)
