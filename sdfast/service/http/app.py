@@ -12,7 +12,7 @@ from fastapi import APIRouter, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from ... import __version__
-from . import a1111, errors, health, hugging_face, kserve
+from . import a1111, errors, generate, health, hugging_face, kserve, openai
 from .guard import Guard
 from .settings import Settings
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 ROUTERS: tuple[Callable[[Service, Settings], APIRouter], ...] = (
     health.router,
+    openai.router,
+    generate.router,
     a1111.router,
     hugging_face.router,
     kserve.router,

@@ -7,7 +7,7 @@ of a library's exception is told: a message is ours, or names the request by whi
 
 from __future__ import annotations
 
-import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -39,6 +39,7 @@ STATUSES: Mapping[type[SdfastError], int] = {
 HOPELESS = (refusals.Infeasible, refusals.OutOfMemory, refusals.BadOutput)
 """Whose status says that asking again may help, which it does not."""
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_log = logging.getLogger("sdfast.http")
 _PARAMETERS = frozenset(one.name for one in fields(requests.Request))
 
 
@@ -125,9 +126,11 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(kind, answer)
 
 
-def event(error: Exception, request_id: str) -> str:
-    """What a stream of events ends with: the openai package raises it as an APIError."""
-    return json.dumps(problem(error, request_id).body())
+def logged(error: Exception, request_id: str) -> Problem:
+    """Of an exception that no handler sees: in the log, where it is an error of ours."""
+    if not isinstance(error, SdfastError):
+        _log.error("", exc_info=error, extra={"told": {"request_id": request_id}})
+    return problem(error, request_id)
 
 
 def _headers(error: SdfastError) -> dict[str, str]:

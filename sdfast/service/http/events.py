@@ -1,15 +1,25 @@
-"""Server-sent events: what a stream of them is made of."""
+"""Server-sent events of a job."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from starlette.responses import StreamingResponse
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
-_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+from ..jobs import Job
+from . import errors
+from .guard import request_id
+from .watching import watched
+
+if TYPE_CHECKING:
+    from ..service import Service
+
+_COMMENT = b":\n\n"
 
 
 def event(name: str | None, data: Mapping[str, Any] | str) -> bytes:
@@ -19,29 +29,67 @@ def event(name: str | None, data: Mapping[str, Any] | str) -> bytes:
     return f"{named}data: {text}\n\n".encode()
 
 
-def stream(events: AsyncIterator[bytes], heartbeat: float) -> StreamingResponse:
-    """The response of events, with a comment wherever there is none for `heartbeat` seconds."""
-    return StreamingResponse(
-        beating(events, heartbeat), media_type="text/event-stream", headers=_HEADERS
-    )
+class Events(Response):
+    """The events of a job, which is cancelled when nobody reads on, with a comment wherever there
+    is no event for `heartbeat` seconds. An error of the job is the last event but for `end`.
+
+    failed: what the event of an error is called
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        service: Service,
+        job: Job,
+        request: Request,
+        events: AsyncIterator[bytes],
+        heartbeat: float,
+        headers: Mapping[str, str] | None = None,
+        failed: str | None = None,
+        end: bytes = b"",
+    ) -> None:
+        self._service, self._job, self._request = service, job, request
+        self._events, self._heartbeat = events, heartbeat
+        self._failed, self._end = failed, end
+        self.status_code, self.background = 200, None
+        usual = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        self.body = b""
+        self.init_headers({**usual, **(headers or {})})
+        self.raw_headers = [pair for pair in self.raw_headers if pair[0] != b"content-length"]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with watched(self._service, self._job, self._request):
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async for part in beating(self._told(), self._heartbeat):
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+            await send({"type": "http.response.body", "body": self._end})
+
+    async def _told(self) -> AsyncIterator[bytes]:
+        try:
+            async for one in self._events:
+                yield one
+        except Exception as error:
+            found = errors.logged(error, request_id(self._request))
+            yield event(self._failed, found.body())
 
 
 async def beating(events: AsyncIterator[bytes], heartbeat: float) -> AsyncIterator[bytes]:
     """The events with comments between."""
-    iterator = aiter(events)
-    coming = asyncio.ensure_future(anext(iterator, None))
+    coming = asyncio.ensure_future(_next(events))
     try:
         while True:
             done, _ = await asyncio.wait({coming}, timeout=heartbeat)
             if not done:
-                yield b":\n\n"
+                yield _COMMENT
                 continue
             if (one := coming.result()) is None:
                 return
             yield one
-            coming = asyncio.ensure_future(anext(iterator, None))
+            coming = asyncio.ensure_future(_next(events))
     finally:
         coming.cancel()
-        await asyncio.wait({coming})
-        if hasattr(iterator, "aclose"):
-            await iterator.aclose()
+
+
+async def _next(events: AsyncIterator[bytes]) -> bytes | None:
+    return await anext(events, None)

@@ -26,6 +26,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..jobs import Job
 from ..limits import Limits
 from .errors import Problem, problem
 from .settings import LOOPBACK, Settings
@@ -47,6 +48,21 @@ def owner(request: Request) -> str:
 def request_id(request: Request) -> str:
     """What the answer's x-request-id says."""
     return str(request.scope["state"]["request_id"])
+
+
+def tell(request: Request, settings: Settings, job: Job) -> None:
+    """Has the log's line say what was asked for; not by which words, unless that is wanted."""
+    asked = job.request
+    told = {
+        "model": job.model,
+        "size": f"{asked.width}x{asked.height}",
+        "steps": asked.steps,
+        "count": asked.count,
+        "predicted_seconds": round(job.seconds, 3),
+    }
+    if settings.log_prompts:
+        told.update(prompt=asked.prompt, negative_prompt=asked.negative_prompt)
+    request.scope["state"]["told"] = told
 
 
 @dataclass

@@ -47,6 +47,11 @@ async def read_mask(name: str, given: str | bytes, limits: Limits) -> Image.Imag
     return await asyncio.to_thread(mask)
 
 
+async def read_transparency(name: str, given: str | bytes, limits: Limits) -> Image.Image | None:
+    """The same where a picture is its own mask; None where it is opaque."""
+    return await asyncio.to_thread(lambda: transparency(opened(name, given, limits)))
+
+
 def opened(name: str, given: str | bytes, limits: Limits) -> Image.Image:
     """The picture as it came, upright, decoded to its last pixel."""
     data = given if isinstance(given, bytes) else decoded(name, given, limits)
@@ -117,6 +122,20 @@ async def encoded(outcome: Outcome, form: str = "png", quality: int = 95) -> lis
     """Its pictures as files with the metadata of sdfast/images.py, in a thread. form: one of
     TYPES; quality: 0…100, of JPEG and WebP."""
     return await asyncio.to_thread(lambda: _files(outcome, form, quality))
+
+
+async def previews(
+    shown: Sequence[Image.Image], form: str = "png", size: tuple[int, int] | None = None
+) -> list[str]:
+    """Previews as base64, of a size where one is given, in a thread."""
+    return await asyncio.to_thread(lambda: as_base64([_preview(p, form, size) for p in shown]))
+
+
+def _preview(picture: Image.Image, form: str, size: tuple[int, int] | None) -> bytes:
+    shown = picture.resize(size, Image.Resampling.BILINEAR) if size else picture
+    buffer = io.BytesIO()
+    shown.save(buffer, images.FORMATS[form])
+    return buffer.getvalue()
 
 
 def _files(outcome: Outcome, form: str, quality: int) -> list[bytes]:

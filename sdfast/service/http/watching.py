@@ -23,7 +23,7 @@ async def finished(service: Service, job: Job, request: Request) -> Outcome:
 
 @asynccontextmanager
 async def watched(service: Service, job: Job, request: Request) -> AsyncIterator[None]:
-    """In whose body the client's leaving cancels the job, as leaving the body before its end
+    """In whose body the client's leaving cancels the job, as leaving the body before the job's end
     does."""
 
     async def wait() -> None:
