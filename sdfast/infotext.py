@@ -262,7 +262,7 @@ def _second(hires: Mapping[str, Any] | None) -> dict[str, str | None]:
     }
     latent = hires.get("resize") == "latent"
     return {
-        "Denoising strength": _number(hires.get("strength")),
+        "Denoising strength": _number(hires.get("strength", hires.get("denoise"))),
         **told,
         _UPSCALER: _LATENT if latent else "Lanczos",
     }

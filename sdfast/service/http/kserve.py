@@ -170,9 +170,10 @@ def translated(asked: Inference) -> requests.Request:
     """As a request. Raises InvalidRequest, which names the input that is wrong."""
     values: dict[str, Any] = {}
     for tensor in asked.inputs:
-        if tensor.name in values:
-            raise InvalidRequest(f"input {tensor.name} is given twice: once is enough")
-        values[_named("input", tensor.name, INPUTS)] = _element(tensor)
+        name = _named("input", tensor.name, INPUTS)
+        if name in values:
+            raise InvalidRequest(f"input {name} is given twice: once is enough")
+        values[name] = _element(tensor)
     return requests.Request.from_dict(values)
 
 
@@ -194,7 +195,8 @@ def _element(tensor: Tensor) -> Any:
     good = {"BYTES": isinstance(value, str), "FP32": value in _REAL}.get(wanted, value in _WHOLE)
     if not good:
         kind = {"BYTES": "text", "FP32": "a number"}.get(wanted, "a whole number")
-        raise InvalidRequest(f"input {tensor.name} is {str(value)[:40]!r}; it must be {kind}")
+        found = f"{value!r:.40}" if isinstance(value, str | int | float) else "another thing"
+        raise InvalidRequest(f"input {tensor.name} is {found}; it must be {kind}")
     return value
 
 

@@ -236,7 +236,9 @@ def test_open_webui_reads_options_sends_all_of_them_back_and_draws(
 
 def test_sillytavern_looks_around_and_draws(client: httpx.Client) -> None:
     for route in ("samplers", "schedulers", "upscalers", "latent-upscale-modes", "sd-models"):
-        assert client.get(f"/sdapi/v1/{route}").json()[0]["name" if "models" not in route else "title"]
+        assert client.get(f"/sdapi/v1/{route}").json()[0][
+            "name" if "models" not in route else "title"
+        ]
     for route in ("sd-vae", "sd-modules"):
         assert client.get(f"/sdapi/v1/{route}").json() == []
     response = post(
@@ -445,6 +447,7 @@ def test_pictures_carry_a1111s_text_and_sdfasts(client: httpx.Client) -> None:
         ({"refiner_checkpoint": "../x"}, "refiner_checkpoint"),
         ({"sampler_name": "Eular"}, "did you mean 'euler'"),
         ({"scheduler": "Karas"}, "did you mean 'karras'"),
+        ({"override_settings": {"sd_vae": {"a": [1]}}}, "sd_vae"),
         ({"seed": -2}, "seed is -2"),
         ({"seed": 2**64}, "seed is"),
         ({"batch_size": 0}, "batch_size is 0"),
@@ -494,7 +497,9 @@ def test_what_is_wrong_with_a_picture_is_said(
     assert said in response.json()["detail"]
 
 
-@pytest.mark.parametrize("fields", [{"steps": "20"}, {"steps": True}, {"width": 64.5}, {"seed": "x"}])
+@pytest.mark.parametrize(
+    "fields", [{"steps": "20"}, {"steps": True}, {"width": 64.5}, {"seed": "x"}]
+)
 def test_wrong_types_are_named(client: httpx.Client, fields: dict[str, Any]) -> None:
     response = post(client, "txt2img", **{"prompt": PROMPT, **SIZE, **fields})
     assert response.status_code == 422
@@ -514,6 +519,25 @@ def test_unknown_fields_are_named_in_the_header_whatever_they_are_called(
 ) -> None:
     response = post(client, "txt2img", prompt=PROMPT, **SIZE, foo=1, **{"a\r\nb: c": 1})
     assert response.headers["x-sdfast-ignored"] == "foo, 1 more"
+
+
+def test_what_is_no_text_is_refused_or_passed_over(client: httpx.Client) -> None:
+    for fields, status in (
+        ({"prompt": "\ud800"}, 422),
+        ({"sampler_name": "\ud800"}, 422),
+        ({"styles": ["\ud800"]}, 422),
+        ({"comments": {"a": float("nan")}, "script_args": [float("nan")]}, 200),
+        ({"\ud800": "\ud800"}, 200),
+        ({"steps": "\ud800"}, 422),
+        ({"eta": float("nan")}, 422),
+        ({"cfg_scale": float("inf")}, 422),
+    ):
+        sent = json.dumps({"prompt": PROMPT, **SIZE, **fields})
+        response = client.post(
+            "/sdapi/v1/txt2img", content=sent, headers={"content-type": "application/json"}
+        )
+        assert response.status_code == status, response.text
+        assert status == 200 or next(iter(fields)) in response.json()["detail"]
 
 
 def test_options_are_read_only(client: httpx.Client) -> None:
@@ -592,7 +616,7 @@ def test_lora_are_listed_where_prompts_may_name_them(tmp_path: Path) -> None:
 
 
 def test_no_text_of_a_picture_takes_long_to_read() -> None:
-    for text in ("a" * 60_000, "a:" + " " * 60_000, 'a:"' * 20_000, "a:\\\"" * 15_000):
+    for text in ("a" * 60_000, "a:" + " " * 60_000, 'a:"' * 20_000, 'a:\\"' * 15_000):
         begun = time.monotonic()
         infotext.words(f"prompt\n{text}")
         assert time.monotonic() - begun < 1.0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from .... import __version__, infotext
 from ....request import Request as Drawn
@@ -25,8 +25,10 @@ from .translation import Asked, from_picture, from_text
 if TYPE_CHECKING:
     from ...service import Service
 
+_JSON = "application/json"
 PREVIEWS = 5  # evaluations between those that `GET progress` shows
-_PICTURES = {"init_images", "mask", "latent_mask"}
+_UNTOLD = {"init_images", "mask", "latent_mask", "comments", "script_args", "alwayson_scripts"}
+"""Fields that the answer does not repeat: pictures, and what may be anything."""
 
 
 class Answer(BaseModel):
@@ -66,7 +68,8 @@ def router(service: Service, chosen: Chosen) -> APIRouter:
             "parameters": _sent(fields),
             "info": json.dumps(info(outcome, fields, service.models[outcome.model].digest)),
         }
-        return JSONResponse(answer, headers=told(asked.ignored))
+        # As ASCII: what was sent may be no text.
+        return Response(json.dumps(answer), headers=told(asked.ignored), media_type=_JSON)
 
     return routes
 
@@ -94,7 +97,7 @@ def info(outcome: Outcome, fields: Fields, digest: str) -> dict[str, Any]:
         "restore_faces": False,
         "sd_model_name": outcome.model,
         "sd_model_hash": digest[:10],
-        "denoising_strength": made.strength,
+        "denoising_strength": made.strength if made.hires is None else made.hires.get("denoise"),
         "extra_generation_params": {},
         "index_of_first_image": 0,
         "infotexts": [_infotext(made, seed, outcome.model) for seed in seeds],
@@ -110,5 +113,5 @@ def _infotext(made: Drawn, seed: int, model: str) -> str:
 
 def _sent(fields: Fields) -> dict[str, Any]:
     """The fields that are known, as they came: no pictures, and nothing that is not A1111's."""
-    known = set(type(fields).model_fields) - _PICTURES
+    known = set(type(fields).model_fields) - _UNTOLD
     return fields.model_dump(include=known)

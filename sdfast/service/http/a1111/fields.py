@@ -26,7 +26,7 @@ _NAME = re.compile("[A-Za-z0-9_.-]{1,64}")
 class Fields(BaseModel):
     """Of both routes."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
     prompt: str = ""
     negative_prompt: str | None = None

@@ -81,7 +81,9 @@ def router(service: Service, chosen: Chosen) -> APIRouter:
     async def list_loras(request: Request) -> list[dict[str, Any]]:
         """The LoRA that prompts for the caller's model may name; none where they may not."""
         found = await asyncio.to_thread(service.loras, chosen.of(owner(request)))
-        return [{"name": n, "alias": n, "path": n, "metadata": {}} for n in found]
+        return [
+            {"name": n, "alias": n, "path": n, "metadata": {}} for n in found if n.isprintable()
+        ]
 
     @routes.get("/embeddings")
     async def list_embeddings() -> dict[str, Any]:

@@ -122,5 +122,6 @@ def _check(settings: Mapping[str, Any]) -> None:
                 + ", ".join(known)
             )
         if name in _FIXED and not any(value is v or value == v for v in _FIXED[name]):
-            allowed = " or ".join(repr(v) for v in _FIXED[name][:1])
-            raise InvalidRequest(f"{name} is {str(value)[:64]!r}; here it is always {allowed}")
+            raise InvalidRequest(
+                f"{name} is another here: it is always {_FIXED[name][0]!r}; leave it out"
+            )
