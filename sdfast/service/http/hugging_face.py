@@ -6,9 +6,9 @@ diffusers' names, answered by the picture's bytes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
@@ -22,6 +22,7 @@ from .watching import finished
 if TYPE_CHECKING:
     from ..service import Service
 
+Name = Annotated[str, Path(examples=["demo"])]
 _TYPES = {"image/png": "png", "image/jpeg": "jpeg", "image/webp": "webp"}
 _PICTURE: dict[int | str, dict[str, Any]] = {
     200: {"description": "the picture", "content": {kind: {} for kind in _TYPES}}
@@ -78,7 +79,7 @@ def router(service: Service, settings: Settings) -> APIRouter:
     routes = APIRouter(tags=["Hugging Face"])
 
     @routes.post("/models/{model}", response_class=Response, responses=_PICTURE)
-    async def draw(model: str, inputs: Inputs, request: Request) -> Response:
+    async def draw(model: Name, inputs: Inputs, request: Request) -> Response:
         """Draws a picture of a text; the header x-sdfast-seed tells its seed."""
         return await _drawn(model, inputs, request)
 

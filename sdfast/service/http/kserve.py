@@ -7,9 +7,9 @@ outputs are `image`, a PNG in base64 for each picture, and `seed`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ..gate import Model
     from ..service import Service
 
+Name = Annotated[str, Path(examples=["demo"])]
 Datatype = Literal["BYTES", "INT32", "INT64", "UINT64", "FP32"]
 INPUTS: dict[str, Datatype] = {
     "prompt": "BYTES",
@@ -121,20 +122,20 @@ def router(service: Service, settings: Settings) -> APIRouter:
 
     @routes.get("/models/{model}/versions/{version}")
     @routes.get("/models/{model}")
-    async def metadata(model: str, version: str = _VERSION) -> dict[str, Any]:
+    async def metadata(model: Name, version: str = _VERSION) -> dict[str, Any]:
         """The inputs and outputs of a model."""
         return _metadata(_found(model, version))
 
     @routes.get("/models/{model}/versions/{version}/ready", responses={503: {}})
     @routes.get("/models/{model}/ready", responses={503: {}})
-    async def model_ready(model: str, version: str = _VERSION) -> Response:
+    async def model_ready(model: Name, version: str = _VERSION) -> Response:
         """Whether requests for a model are accepted."""
         return _readiness({"name": _found(model, version).name, "ready": True})
 
     @routes.post("/models/{model}/versions/{version}/infer")
     @routes.post("/models/{model}/infer")
     async def infer(
-        model: str, asked: Inference, request: Request, version: str = _VERSION
+        model: Name, asked: Inference, request: Request, version: str = _VERSION
     ) -> dict[str, Any]:
         """Draws pictures."""
         name = _found(model, version).name
