@@ -527,7 +527,6 @@ def test_what_is_no_text_is_refused_or_passed_over(client: httpx.Client) -> None
         ({"sampler_name": "\ud800"}, 400),
         ({"styles": ["\ud800"], "force_task_id": "\ud800"}, 200),
         ({"comments": {"a": float("nan")}, "script_args": [float("nan")]}, 200),
-        ({"\ud800": "\ud800"}, 200),
         ({"steps": "\ud800"}, 422),
         ({"eta": float("nan")}, 422),
         ({"cfg_scale": float("inf")}, 422),
