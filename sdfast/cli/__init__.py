@@ -19,6 +19,7 @@ from .build import build
 from .export import export, recipes
 from .generate import generate
 from .replay import replay
+from .serve import serve
 from .show import doctor, info, samplers
 
 
@@ -57,6 +58,6 @@ def main() -> None:
     """
 
 
-_ALL = (generate, batch, replay, export, build, recipes, info, samplers, bench, doctor)
+_ALL = (generate, batch, replay, serve, export, build, recipes, info, samplers, bench, doctor)
 for command in _ALL:
     main.add_command(command)

@@ -40,7 +40,13 @@ HOPELESS = (refusals.Infeasible, refusals.OutOfMemory, refusals.BadOutput)
 """Whose status says that asking again may help, which it does not."""
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _log = logging.getLogger("sdfast.http")
-_PARAMETERS = frozenset(one.name for one in fields(requests.Request))
+_PARAMETERS = frozenset(
+    (
+        *(one.name for one in fields(requests.Request)),
+        *("size", "background", "deadline", "preview_every", "priority"),
+    )
+)
+_OPENAI = {"count": "n", "width": "size", "height": "size"}  # what its routes call a parameter
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,10 @@ class Problem:
             return {**said, "errors": self.message}
         if path.startswith("/v2/") or path == "/v2":
             return {"error": self.message}
-        told = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        param = self.param
+        if path.startswith("/v1/images/"):
+            param = _OPENAI.get(param or "", param)
+        told = {"message": self.message, "type": self.type, "param": param, "code": self.code}
         return {"error": told}
 
     def response(self, path: str) -> Response:

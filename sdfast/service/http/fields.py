@@ -11,7 +11,8 @@ from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 
-_Own = dict[str, bool | int | float | str | list[float] | None]
+_Value = bool | int | float | str | list[float] | None
+_Own = dict[str, _Value]
 
 
 class Body(BaseModel):
@@ -52,7 +53,8 @@ class Drawing(Body):
     ] = None
     clip_skip: Annotated[int | None, Field(description="As diffusers counts")] = None
     hires: Annotated[
-        dict[str, Any] | None, Field(description="What differs in a second pass: scale and others")
+        dict[str, _Value | _Own] | None,
+        Field(description="What differs in a second pass: scale and others"),
     ] = None
     strength: Annotated[float | None, Field(description="How far from the image, 0…1")] = None
     denoise: Annotated[float | None, Field(description="The same as ComfyUI counts")] = None

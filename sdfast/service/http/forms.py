@@ -41,10 +41,11 @@ async def read(request: Request, kind: type[_B], limits: Limits) -> tuple[_B, di
         masks = form.getlist("mask")
         if len(masks) > 1:
             raise InvalidRequest("mask is given twice: once is enough")
-        if masks:
-            mask = await pictures.read_mask("mask", await _bytes(masks[0]), limits)
-        else:
-            mask = await pictures.read_transparency("image", image, limits)
+        mask = (
+            await pictures.read_mask("mask", await _bytes(masks[0]), limits)
+            if masks
+            else await pictures.read_transparency("image", image, limits)
+        )
         found = {"image": await pictures.read("image", image, limits)}
         return body, found if mask is None else {**found, "mask": mask}
 

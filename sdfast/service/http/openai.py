@@ -31,7 +31,8 @@ from .settings import Settings
 from .watching import finished
 
 if TYPE_CHECKING:
-    from ..service import Model, Service
+    from ..gate import Model
+    from ..service import Service
 
 NOTHING = ("quality", "style", "moderation", "user", "input_fidelity", "safety_identifier")
 """Fields that are accepted and mean nothing here."""
@@ -200,7 +201,7 @@ class _OpenAI:
         found = self._service.models.get(model or next(iter(self._service.models)))
         if found is None:
             return 1  # which is refused
-        return every(asked, found.manifest.defaults, partial)
+        return every(asked, found.bundle.defaults, partial)
 
 
 def every(asked: requests.Request, defaults: Defaults, partial: int) -> int:
