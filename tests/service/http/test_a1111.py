@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from starlette.testclient import TestClient
 
 from sdfast import Request, __version__, infotext
 from sdfast.service import Service
+from sdfast.service.http.a1111.fields import Img2Img, Txt2Img
 from sdfast.service.http.app import app
 from sdfast.service.http.settings import Settings
 
@@ -612,6 +614,38 @@ def test_lora_are_listed_where_prompts_may_name_them(tmp_path: Path) -> None:
         found = client.get("/sdapi/v1/loras").json()
         assert [one["name"] for one in found] == names
         assert str(tmp_path) not in str(found)
+
+
+def test_the_guide_says_what_becomes_of_each_field() -> None:
+    guide = (Path(__file__).parents[3] / "docs" / "a1111.md").read_text(encoding="utf-8")
+    assert not [
+        name
+        for name in {**Txt2Img.model_fields, **Img2Img.model_fields}
+        if f"`{name}`" not in guide
+    ]
+
+
+def test_a_client_that_goes_stops_its_request(client: httpx.Client, url: str, serving: Any) -> None:
+    def cancelled() -> float:
+        found = re.search(
+            r'sdfast_requests_total{outcome="cancelled"} (.*)', client.get("/metrics").text
+        )
+        return float(found[1]) if found else 0.0
+
+    before = cancelled()
+    fields = {"prompt": PROMPT, **SIZE, "steps": 200}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{url}/sdapi/v1/txt2img", json=fields, timeout=0.2)
+    serving.settled()
+    assert cancelled() == before + 1
+
+
+def test_a_service_that_has_not_started_is_asked_later() -> None:
+    client = TestClient(app(Service()), "http://127.0.0.1")
+    response = client.post("/sdapi/v1/txt2img", json={"prompt": PROMPT})
+    assert response.status_code == 503
+    assert int(response.headers["retry-after"]) > 0
+    assert response.json()["error"] == "unavailable"
 
 
 def test_no_text_of_a_picture_takes_long_to_read() -> None:
