@@ -113,8 +113,9 @@ class Service:
             rows=self.limits.rows or (16 if on_gpu else 4 * (threads or cpu.cores())),
             order=order,
         )
-        self._lora_dir = None if lora_dir is None else Path(lora_dir)
-        self._gate = Gate(self.models, steering, self.limits, loras or lora_dir is not None)
+        folder = None if lora_dir is None else Path(lora_dir)
+        some = loras or folder is not None
+        self._gate = Gate(self.models, steering, self.limits, some, folder)
         self._keeper = Keeper(opening, self.limits, self._heed, self._lost, self._has_work, command)
 
     # For those who embed it.
@@ -196,12 +197,7 @@ class Service:
 
     def loras(self, model: str) -> tuple[str, ...]:
         """The LoRA that prompts for a model may name; none where they may name none."""
-        if not self._gate.loras:
-            return ()
-        from .. import loras  # which loads what no other request needs
-
-        own = self.models[model].bundle.path / loras.FOLDER
-        return loras.names([own, *([self._lora_dir] if self._lora_dir else [])])
+        return self._gate.named_loras(self.models[model])
 
     async def drain(self, seconds: float | None = None) -> None:
         """Takes nothing new, and returns when all that was accepted is answered. What takes longer
