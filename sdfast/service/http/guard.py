@@ -34,6 +34,8 @@ from .settings import LOOPBACK, Settings
 OPEN = ("/healthz",)
 """Paths that nobody needs a key for."""
 BODIES = 8  # of the largest size that are held at a time
+_DISCARDED = 4  # times the largest size of a body that is refused, and taken nevertheless
+_HEAD, _HEADER = 32 << 10, 32  # bytes of a path and headers; that each takes beside its own
 _PIECE = 1 << 16  # bytes of an answer that are given to the socket at a time
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TRACE = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-([0-9a-f]{2})")
@@ -127,6 +129,9 @@ class Guard:
 
     def _checked(self, scope: Scope, headers: Headers) -> str:
         """The owner. Raises Refused for whom the service is not there."""
+        sizes = (len(name) + len(value) + _HEADER for name, value in headers.raw)
+        if len(scope["path"]) + sum(sizes) > _HEAD:
+            raise Refused(Problem(431, "the headers are too large", "too_large", None, _CLOSE))
         self._check_host(headers.get("host", ""))
         self._check_origin(headers)
         if scope["path"] in OPEN:
@@ -183,7 +188,8 @@ class Guard:
         most = self._limits.body
         declared = headers.get("content-length", "0")
         if not declared.isdecimal() or int(declared) > most:
-            await self._discard(receive)
+            if declared.isdecimal() and int(declared) <= _DISCARDED * most:
+                await self._discard(receive)
             raise Refused(_too_large(most))
         parts: list[bytes] = []
         size = 0
@@ -208,7 +214,12 @@ class Guard:
             self._held -= size
             seconds = f"{self._settings.body_seconds:g}"
             raise Refused(
-                Problem(408, f"the body did not come within {seconds} seconds", "timeout")
+                Problem(
+                    408,
+                    f"the body did not come within {seconds} seconds",
+                    "timeout",
+                    headers=_CLOSE,
+                )
             ) from None
         except BaseException:
             self._held -= size
@@ -216,7 +227,7 @@ class Guard:
 
     async def _discard(self, receive: Receive) -> None:
         """Takes what still comes for a while, as a client that sends reads no answer."""
-        left = 4 * self._limits.body
+        left = _DISCARDED * self._limits.body
         try:
             async with asyncio.timeout(min(2.0, self._settings.body_seconds)):
                 while left > 0:
