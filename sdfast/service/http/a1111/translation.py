@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -15,7 +14,7 @@ from ....request import MAX_COUNT, MAX_SEED, Request
 from .. import pictures
 from . import options
 from .fields import Fields, Img2Img, Txt2Img, passed_over
-from .labels import Sampling, sampling
+from .labels import sampling
 from .masks import filled, mask_of
 
 if TYPE_CHECKING:
@@ -46,58 +45,63 @@ class Asked:
     model: str | None
     ignored: tuple[str, ...]
 
+    def but(self, **parameters: Any) -> Asked:
+        """The same with these parameters of the request."""
+        return replace(self, request=replace(self.request, **parameters))
+
 
 async def from_text(fields: Txt2Img, service: Service) -> Asked:
     """Of txt2img. Raises an SdfastError for what cannot be drawn as it is asked for."""
-    common, asked = _common(fields, service)
-    second = _second(fields, common) if fields.enable_hr else None
-    return Asked(Request(**common, hires=second), *asked)
+    asked = _common(fields, service)
+    return asked.but(hires=_second(fields)) if fields.enable_hr else asked
 
 
 async def from_picture(fields: Img2Img, service: Service) -> Asked:
     """Of img2img."""
-    common, asked = _common(fields, service)
+    asked = _common(fields, service)
     if len(fields.init_images) != 1:
         raise InvalidRequest(
             f"init_images has {len(fields.init_images)} pictures; it must have one: ask for others "
             "by requests of their own"
         )
-    given = STRENGTH if fields.denoising_strength is None else fields.denoising_strength
-    mode = fields.resize_mode or 0
+    mode = checks.whole("resize_mode", fields.resize_mode or 0, 0, len(RESIZES) - 1)
+    strength = _strength(fields)
     image = await pictures.read("init_images", fields.init_images[0], service.limits)
-    started: dict[str, Any] = {
-        "image": image,
-        "strength": checks.number("denoising_strength", given, 0, 1),
-        "resize": RESIZES[checks.whole("resize_mode", mode, 0, len(RESIZES) - 1)],
-    }
-    if fields.mask:
-        started |= await _masked(fields, image, service.limits)
-    return Asked(Request(**common, **started), *asked)
+    masked = await _masked(fields, image, service.limits) if fields.mask else {}
+    started = {"image": image, "strength": strength, "resize": RESIZES[mode]}
+    return asked.but(**{**started, **masked})
 
 
-def _common(fields: Fields, service: Service) -> tuple[dict[str, Any], tuple[Any, ...]]:
-    """The parameters that both have; and the model and what is ignored."""
+def _common(fields: Fields, service: Service) -> Asked:
+    """What both routes have."""
     ignored = passed_over(fields)
-    if fields.disable_extra_networks and prompts.parse(fields.prompt).loras:
+    # One that is longer is refused by the service, before it is looked at.
+    short = len(fields.prompt) <= service.limits.prompt
+    if fields.disable_extra_networks and short and prompts.parse(fields.prompt).loras:
         raise InvalidRequest("the prompt names a LoRA, and disable_extra_networks is true")
     overridden = options.overridden(fields.override_settings or {}, service)
     found = sampling(fields.sampler_name or fields.sampler_index, fields.scheduler)
-    parameters, without = _parameters(fields, found, service)
-    common = {
-        "prompt": fields.prompt,
-        "negative_prompt": fields.negative_prompt or "",
-        "steps": fields.steps,
-        "sampler": found.sampler,
-        "schedule": found.schedule,
-        "sampler_parameters": {**found.parameters, **parameters},
-        "guidance": fields.cfg_scale,
-        "seed": _seed(fields.seed),
-        "width": fields.width,
-        "height": fields.height,
-        "count": _count(fields),
-        "clip_skip": overridden.clip_skip,
-    }
-    return common, (overridden.model, (*ignored, *without))
+    parameters, without = _parameters(fields, found.sampler)
+    request = Request(
+        prompt=fields.prompt,
+        negative_prompt=fields.negative_prompt or "",
+        steps=fields.steps,
+        sampler=found.sampler,
+        schedule=found.schedule,
+        sampler_parameters={**found.parameters, **parameters},
+        guidance=fields.cfg_scale,
+        seed=_seed(fields.seed),
+        width=fields.width,
+        height=fields.height,
+        count=_count(fields),
+        clip_skip=overridden.clip_skip,
+    )
+    return Asked(request, overridden.model, (*ignored, *without))
+
+
+def _strength(fields: Fields) -> float:
+    given = fields.denoising_strength
+    return STRENGTH if given is None else checks.number("denoising_strength", given, 0, 1)
 
 
 def _seed(seed: int | None) -> int | None:
@@ -109,19 +113,18 @@ def _count(fields: Fields) -> int:
     return each * checks.whole("n_iter", _or(fields.n_iter, 1), 1, MAX_COUNT)
 
 
-def _parameters(
-    fields: Fields, found: Sampling, service: Service
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The sampler's own that were sent; and those that it does not have."""
+def _parameters(fields: Fields, sampler: str | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The sampler's own that were sent; and those that it does not have, or that are nobody's
+    where the sampler is left open."""
     sent = {name: value for name in _NEUTRAL if (value := getattr(fields, name)) is not None}
-    known = samplers.get(found.sampler).parameters if found.sampler else {}
+    known = samplers.get(sampler).parameters if sampler else {}
     if sent.get("s_tmax") == 0:
         del sent["s_tmax"]
     had = {name: float(value) for name, value in sent.items() if name in known}
     return had, tuple(n for n, v in sent.items() if n not in known and v != _NEUTRAL[n])
 
 
-def _second(fields: Txt2Img, common: Mapping[str, Any]) -> dict[str, Any]:
+def _second(fields: Txt2Img) -> dict[str, Any]:
     """The second pass, which takes all of its steps, as A1111's does."""
     upscaler = fields.hr_upscaler or "Latent"
     if upscaler not in UPSCALERS:
@@ -132,7 +135,6 @@ def _second(fields: Txt2Img, common: Mapping[str, Any]) -> dict[str, Any]:
     label = None if (fields.hr_sampler_name or "") in _SAME else fields.hr_sampler_name
     scheduler = None if (fields.hr_scheduler or "") in _SAME else fields.hr_scheduler
     found = sampling(label, scheduler)
-    given = STRENGTH if fields.denoising_strength is None else fields.denoising_strength
     open_ones = {
         "steps": steps,
         "sampler": found.sampler,
@@ -144,7 +146,7 @@ def _second(fields: Txt2Img, common: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "scale": _scale(fields),
         "resize": UPSCALERS[upscaler],
-        "denoise": checks.number("denoising_strength", given, 0, 1),
+        "denoise": _strength(fields),
         **{name: value for name, value in open_ones.items() if value is not None},
     }
 
