@@ -17,12 +17,9 @@ def router(service: Service, settings: Settings) -> APIRouter:
     """All of its routes."""
     routes = APIRouter(prefix="/sdapi/v1", tags=["A1111"])
     chosen = options.Chosen(service)
-    for one in (
-        drawing.router(service, chosen),
-        progress.router(service),
-        options.router(service, chosen),
-        listings.router(service, chosen),
-        png_info.router(service.limits),
-    ):
-        routes.include_router(one)
+    drawing.add(routes, service, chosen)
+    progress.add(routes, service)
+    options.add(routes, service, chosen)
+    listings.add(routes, service, chosen)
+    png_info.add(routes, service.limits)
     return routes

@@ -39,9 +39,8 @@ class Answer(BaseModel):
     info: str = Field(description="JSON: seed, all_seeds, infotexts, width, height, prompt, …")
 
 
-def router(service: Service, chosen: Chosen) -> APIRouter:
+def add(routes: APIRouter, service: Service, chosen: Chosen) -> None:
     """The routes."""
-    routes = APIRouter()
 
     @routes.post("/txt2img", response_model=Answer)
     async def txt2img(fields: Txt2Img, request: Request) -> Response:
@@ -70,8 +69,6 @@ def router(service: Service, chosen: Chosen) -> APIRouter:
         }
         # As ASCII: what was sent may be no text.
         return Response(json.dumps(answer), headers=told(asked.ignored), media_type=_JSON)
-
-    return routes
 
 
 def info(outcome: Outcome, fields: Fields, digest: str) -> dict[str, Any]:

@@ -36,9 +36,8 @@ _LATENT = [name for name, resize in UPSCALERS.items() if resize == "latent"]
 _OF_PICTURES = [name for name in UPSCALERS if name not in _LATENT]
 
 
-def router(service: Service, chosen: Chosen) -> APIRouter:
+def add(routes: APIRouter, service: Service, chosen: Chosen) -> None:
     """The routes."""
-    routes = APIRouter()
 
     @routes.get("/samplers")
     async def list_samplers() -> list[dict[str, Any]]:
@@ -124,7 +123,6 @@ def router(service: Service, chosen: Chosen) -> APIRouter:
         routes.add_api_route(f"/{name}", _nothing, methods=["GET"], name=name)
     for name in _REFRESHED:
         routes.add_api_route(f"/{name}", _as_it_is, methods=["POST"], name=name)
-    return routes
 
 
 async def _nothing() -> list[Any]:

@@ -82,9 +82,8 @@ class Chosen:
         self._names[owner] = name
 
 
-def router(service: Service, chosen: Chosen) -> APIRouter:
+def add(routes: APIRouter, service: Service, chosen: Chosen) -> None:
     """The routes."""
-    routes = APIRouter()
 
     @routes.get("/options")
     async def read(request: Request) -> dict[str, Any]:
@@ -109,8 +108,6 @@ def router(service: Service, chosen: Chosen) -> APIRouter:
             )
         if found.model is not None:
             chosen.choose(owner(request), found.model)
-
-    return routes
 
 
 def _check(settings: Mapping[str, Any]) -> None:

@@ -25,16 +25,13 @@ class Given(BaseModel):
     image: str = Field(description="base64, alone or as a data URL")
 
 
-def router(limits: Limits) -> APIRouter:
+def add(routes: APIRouter, limits: Limits) -> None:
     """The route."""
-    routes = APIRouter()
 
     @routes.post("/png-info")
     async def read(given: Given) -> dict[str, Any]:
         """The text that A1111 and sdfast write into their pictures, and its values."""
         return await asyncio.to_thread(told, given.image, limits)
-
-    return routes
 
 
 def told(picture: str, limits: Limits) -> dict[str, Any]:

@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 _LEAST = 0.01  # of a request that is there: 0 says that none is
 
 
-def router(service: Service) -> APIRouter:
+def add(routes: APIRouter, service: Service) -> None:
     """The routes."""
-    routes = APIRouter()
 
     @routes.get("/progress")
     async def progress(request: Request, skip_current_image: bool = False) -> dict[str, Any]:
@@ -52,8 +51,6 @@ def router(service: Service) -> APIRouter:
         if jobs := service.jobs(who):
             service.cancel(current(jobs).id, who)
         return {}
-
-    return routes
 
 
 def current(jobs: Sequence[Job]) -> Job:

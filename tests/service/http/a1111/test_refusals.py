@@ -42,6 +42,7 @@ from sdfast.service.http.app import app
         ({"enable_hr": True, "hr_resize_x": 96, "hr_resize_y": 64}, "hr_resize_x"),
         ({"enable_hr": True, "denoising_strength": 2}, "denoising_strength is 2"),
         ({"prompt": "<lora:../../etc/passwd:1>"}, "LoRA"),
+        ({"prompt": "<lora:a:1> x", "disable_extra_networks": True}, "disable_extra_networks"),
         ({"override_settings": {"CLIP_stop_at_last_layers": 13}}, "CLIP_stop_at_last_layers"),
     ],
 )
