@@ -49,8 +49,8 @@ def export(
 
     The bundle appears whole or not at all.
 
-    source: a folder in diffusers' layout (of a whole model or of one ControlNet), a .safetensors
-        file in the original layout, or "owner/name" on the hub
+    source: a folder in diffusers' layout (of a whole model, or of one ControlNet or
+        T2I-Adapter), a .safetensors file in the original layout, or "owner/name" on the hub
     recipe: one of `recipes.names()`, a .toml file, or a Recipe; None for that of the checkpoint's
         kind
     backend: one of recipes.BACKENDS, whose table of the recipe is followed; a Recipe is for one

@@ -50,7 +50,8 @@ class Checkpoint:
 
     source: what the user gave: a folder, a file, or a hub id and its commit, owner/name@commit
     family, task, prediction: one of bundle.FAMILIES, TASKS and PREDICTIONS
-    components: by diffusers' names: text_encoder, text_encoder_2, unet, vae, controlnet
+    components: by diffusers' names: text_encoder, text_encoder_2, unet, vae, controlnet; and
+        t2i_adapter
     scheduler: diffusers' scheduler_config.json
     tokenizers: "tokenizer" and "tokenizer_2", padding as the model was trained with
     """

@@ -9,13 +9,14 @@ None of it depends on the widths of layers, so that small models are told as wel
     sd1           nothing                                quick_gelu: OpenAI's CLIP
 
 A ControlNet alone has no text encoder: it is of SDXL where it adds text and ids, of SD 2 where its
-transformers project by linear layers, of SD 1 where they do by convolutions.
+transformers project by linear layers, of SD 1 where they do by convolutions. A T2I-Adapter is of
+SDXL where it is a full_adapter_xl, else of SD 1; nothing in it tells SD 2.
 
     task     channels the U-Net takes, for a VAE of n latent channels
     text     n
     edit     2n      the latent of the picture to edit (InstructPix2Pix)
     inpaint  2n + 1  the masked picture's latent and the mask
-    control  a ControlNet alone
+    control  a ControlNet or a T2I-Adapter alone
 """
 
 from __future__ import annotations
@@ -40,12 +41,16 @@ def family(components: Mapping[str, Component], forced: str | None = None) -> st
     found, reason = _family(components)
     if forced in (None, found):
         return found
-    if "text_encoder" not in components and {forced, found} == {"sd1", "sd2"}:
+    alike = {"sd1", "sd2", "sdxl"} if "t2i_adapter" in components else {"sd1", "sd2"}
+    if "text_encoder" not in components and {forced, found} <= alike:
         return str(forced)  # nothing in it contradicts
     raise CheckpointError(f"the checkpoint is of family {found}, not {forced}: {reason}")
 
 
 def _family(components: Mapping[str, Component]) -> tuple[str, str]:
+    if "t2i_adapter" in components:
+        kind = components["t2i_adapter"].config["adapter_type"]
+        return "sdxl" if kind == "full_adapter_xl" else "sd1", f"it is a {kind}"
     denoiser = components.get("unet") or components["controlnet"]
     added = denoiser.config.get("addition_embed_type")
     if added == "text_time":

@@ -8,7 +8,7 @@ from .. import __version__, bundle
 from ..bundle import Betas, Context, Manifest, Sizes
 from ..errors import CheckpointError
 from .components import Checkpoint
-from .networks import vae
+from .networks import t2i_adapter, vae
 from .recipes import Recipe
 
 
@@ -41,6 +41,8 @@ def describe(name: str, checkpoint: Checkpoint, recipe: Recipe) -> Manifest:
 
 def unit(checkpoint: Checkpoint) -> int:
     """What a latent's sides are multiples of: the U-Net halves them at each level but the last."""
+    if "t2i_adapter" in checkpoint.components:
+        return int(2 ** max(t2i_adapter.levels(checkpoint.components["t2i_adapter"].config)))
     denoiser = checkpoint.components.get("unet") or checkpoint.components["controlnet"]
     return int(2 ** (len(denoiser.config["block_out_channels"]) - 1))
 
@@ -83,12 +85,11 @@ def _betas(checkpoint: Checkpoint) -> Betas:
 def _sizes(checkpoint: Checkpoint, recipe: Recipe) -> Sizes:
     """The recipe's range; by default what the U-Net was trained on."""
     parts = checkpoint.components
-    denoiser = parts.get("unet") or parts["controlnet"]
     scale = vae.image_scale(parts["vae"].config) if "vae" in parts else 8
     multiple = scale * unit(checkpoint)
     channels = parts["vae"].config["latent_channels"] if "vae" in parts else 4
     height, width = recipe.profiles["height"], recipe.profiles["width"]
-    trained = denoiser.config.get("sample_size") or 64
+    trained = (parts["unet"].config.get("sample_size") if "unet" in parts else None) or 64
     latents = trained[:2] if isinstance(trained, list | tuple) else [trained, trained]
     if len(latents) != 2 or not all(type(side) is int and side > 0 for side in latents):
         raise CheckpointError(

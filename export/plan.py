@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..networks import NETWORKS
 from .components import Checkpoint, Component
 from .graph import Graph
-from .networks import PLAIN, Options, conditions, text_encoder, unet, vae
+from .networks import PLAIN, Options, conditions, t2i_adapter, text_encoder, unet, vae
 
 Values = dict[str, Tensor]
 
@@ -54,6 +54,8 @@ def plan(
             found[name] = _unet(component, options, _pooled(checkpoint), shallow)
         elif name == "controlnet":
             found[name] = [_controlnet(component, options, _pooled(checkpoint))]
+        elif name == "t2i_adapter":
+            found[name] = [_t2i_adapter(component)]
         elif name in ("vae", "preview"):
             found[name] = _vae(name, component, options)
     kept = {part: [p for p in made if p.name in networks] for part, made in found.items()}
@@ -188,6 +190,22 @@ def _controlnet(component: Component, options: Options, pooled: int) -> Planned:
     return Planned("controlnet", *graphs, _sides(graphs[0]), reference)
 
 
+def _t2i_adapter(component: Component) -> Planned:
+    graph = t2i_adapter.t2i_adapter(shapes_of(component), component.config)
+    names, channels = t2i_adapter.features(component.config), component.config["in_channels"]
+
+    def reference(module: nn.Module, inputs: Values) -> Values:
+        return dict(zip(names, module(inputs["condition"]), strict=True))
+
+    return Planned(
+        "t2i_adapter",
+        graph,
+        graph,
+        lambda batch, h, w: {"condition": (batch, channels, 8 * h, 8 * w)},
+        reference,
+    )
+
+
 def _vae(name: str, component: Component, options: Options) -> list[Planned]:
     shapes, config = shapes_of(component), component.config
     scale = vae.image_scale(config)
@@ -242,6 +260,10 @@ def _sides(graph: Graph) -> Callable[[int, int, int], Mapping[str, tuple[int, ..
             sides = (batch, channels, height >> level, width >> level)
             axes = (f"residual_{k}.{axis}" for axis in ("rows", "channels", "h", "w"))
             known |= dict(zip(axes, sides, strict=True))
+        for place in unet.places(graph):
+            sides = (batch, height >> place.level, width >> place.level)
+            axes = (f"{place.input}.{axis}" for axis in ("rows", "h", "w"))
+            known |= dict(zip(axes, sides, strict=True))
         return {
             name: tuple(known[side] if isinstance(side, str) else side for side in shape)
             for name, shape in declared.items()
@@ -289,6 +311,8 @@ def _call(module: Any, inputs: Values) -> Any:
         residuals = tuple(inputs[f"residual_{k}"] for k in range(count))
         more["down_block_additional_residuals"] = residuals
         more["mid_block_additional_residual"] = inputs["residual_mid"]
+        added = [value for name, value in inputs.items() if name.startswith("adapter_")]
+        more["down_intrablock_additional_residuals"] = added
     return module(inputs["latent"], inputs["timestep"], inputs["context"], **more)
 
 

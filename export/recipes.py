@@ -8,7 +8,7 @@ backend wants otherwise is in its table of the same file.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .. import samplers, schedules
 from ..bundle import FAMILIES, Defaults
 from ..errors import RecipeError, nearest
-from ..networks import EIGHT_BITS, NETWORKS
+from ..networks import CONTROLS, EIGHT_BITS, NETWORKS
 from ..ranges import Choice, Flag, Range
 from ..request import MAX_STEPS
 from ..store import packaged
@@ -73,7 +73,7 @@ class Recipe:
     layout: weights as the graph reads them ("graph") or as the checkpoint has them ("checkpoint")
     options: of the graphs; `height` and `width` are set where their profile has one size alone
     profiles: "batch" in pictures, "height" and "width" in pixels
-    defaults: what a request leaves open; None for a ControlNet alone
+    defaults: what a request leaves open; None for a ControlNet or T2I-Adapter alone
     purpose: what it is for, in a few words
     palette: of a ControlNet for semantic maps, each class's colour (red, green, blue)
     """
@@ -115,7 +115,8 @@ def for_checkpoint(checkpoint: Checkpoint, backend: str = "onnxruntime") -> Reci
     the family where the task has none of its own. A U-Net that embeds the scale of guidance samples
     as LCM does; a scheduler that gives away a few-step model, as that model does."""
     family, task = checkpoint.family, checkpoint.task
-    named = _OF_KIND.get((family, task)) or _OF_KIND[family, "text"]
+    kind = alone(checkpoint.components) or task
+    named = _OF_KIND.get((family, kind)) or _OF_KIND[family, "text"]
     recipe = load(named, backend)
     if task != "text":
         return recipe
@@ -132,11 +133,14 @@ _OF_KIND = {
     ("sd1", "text"): "sd15",
     ("sd1", "inpaint"): "sd15-inpaint",
     ("sd1", "edit"): "instruct-pix2pix",
-    ("sd1", "control"): "sd15-controlnet",
+    ("sd1", "controlnet"): "sd15-controlnet",
+    ("sd1", "t2i_adapter"): "sd15-t2i-adapter",
     ("sd2", "text"): "sd21",
-    ("sd2", "control"): "sd21-controlnet",
+    ("sd2", "controlnet"): "sd21-controlnet",
+    ("sd2", "t2i_adapter"): "sd21-t2i-adapter",
     ("sdxl", "text"): "sdxl",
-    ("sdxl", "control"): "sdxl-controlnet",
+    ("sdxl", "controlnet"): "sdxl-controlnet",
+    ("sdxl", "t2i_adapter"): "sdxl-t2i-adapter",
     ("sdxl-refiner", "text"): "sdxl-refiner",
 }
 _OF_FEW_STEPS = {
@@ -159,19 +163,25 @@ def _spacing(scheduler: Mapping[str, Any]) -> str | None:
 
 def require_fit(recipe: Recipe, checkpoint: Checkpoint) -> None:
     """Raises RecipeError unless the checkpoint has what the recipe makes networks of."""
-    alone = "controlnet" in recipe.networks
+    wanted, given = (alone(names) for names in (recipe.networks, checkpoint.components))
     problem = None
     if recipe.family != checkpoint.family:
         problem = f"is for {recipe.family}, the checkpoint is {checkpoint.family}"
-    elif alone != (checkpoint.task == "control"):
-        kinds = ("a ControlNet", "a whole model")
-        wanted, given = kinds if alone else reversed(kinds)
-        problem = f"is for {wanted}, the checkpoint is {given}"
+    elif wanted != given:
+        problem = f"is for {_KINDS[wanted]}, the checkpoint is {_KINDS[given]}"
     if problem:
         raise RecipeError(
             f"recipe {recipe.name} {problem}: leave --recipe out, or take another of "
             f"{', '.join(names())}"
         )
+
+
+_KINDS = {None: "a whole model", "controlnet": "a ControlNet", "t2i_adapter": "a T2I-Adapter"}
+
+
+def alone(names: Iterable[str]) -> str | None:
+    """Which of CONTROLS these networks or components are, if one."""
+    return next((name for name in names if name in CONTROLS), None)
 
 
 def at_precision(recipe: Recipe, precision: str, backend: str) -> Recipe:
@@ -311,9 +321,9 @@ def _networks(value: Value, family: str) -> tuple[str, ...]:
     found = tuple(name for name in LISTED if name in value.value)
     if len(found) != len(value.value):
         raise value.wrong("names a network twice")
-    if "controlnet" in found:
+    if one := alone(found):
         if len(found) > 1:
-            raise value.wrong("has others beside controlnet, which is a bundle of its own")
+            raise value.wrong(f"has others beside {one}, which is a bundle of its own")
     elif missing := [name for name in whole if name not in found]:
         raise value.wrong(f"lacks {', '.join(missing)}, which a bundle of {family} needs")
     elif odd := [name for name in found if "text" in name and name not in whole]:
@@ -375,7 +385,7 @@ def _fixed(profile: Profile) -> int | None:
 def _defaults(root: Value, value: Value | None, draws: bool) -> Defaults | None:
     if not draws:
         if value is not None:
-            raise value.wrong("must not be there: a ControlNet draws nothing by itself")
+            raise value.wrong("must not be there: what controls draws nothing by itself")
         return None
     if value is None:
         raise root.wrong("lacks the key defaults")

@@ -13,7 +13,7 @@ from ..errors import CheckpointError
 from ..networks import EIGHT_BITS
 from .components import Checkpoint
 from .networks import Options
-from .recipes import Recipe
+from .recipes import Recipe, alone
 
 
 def read(folder: Path) -> Bundle:
@@ -25,7 +25,11 @@ def recipe(other: Bundle, checkpoint: Checkpoint, usual: Recipe) -> Recipe:
     """The recipe that the other bundle was exported by, as far as graphs and weights tell. usual:
     the one for the checkpoint's kind. Raises CheckpointError for a checkpoint of another kind."""
     theirs = other.manifest
-    for ours, known in ((checkpoint.family, theirs.family), (checkpoint.task, theirs.task)):
+    for ours, known in (
+        (checkpoint.family, theirs.family),
+        (checkpoint.task, theirs.task),
+        (alone(checkpoint.components), alone(theirs.networks)),
+    ):
         if ours != known:
             raise CheckpointError(
                 f"the checkpoint is {ours}, bundle {theirs.name} {known}: its graphs are for "
@@ -42,8 +46,8 @@ def recipe(other: Bundle, checkpoint: Checkpoint, usual: Recipe) -> Recipe:
             f"bundle {theirs.name} has no graph for a preview: leave --preview or --graph-from out"
         )
     chosen = {name for network in theirs.networks.values() for name in network.graph.options}
-    denoiser = theirs.networks.get("unet") or theirs.networks["controlnet"]
-    sides = denoiser.inputs["latent"].shape[2:]
+    reading = (network.inputs.get("latent") for network in theirs.networks.values())
+    sides = next((latent.shape[2:] for latent in reading if latent is not None), (None, None))
     switches = {o.name: o.name in chosen for o in fields(Options) if o.type == "bool"}
     return replace(
         usual,

@@ -20,6 +20,7 @@ CLASSES = {
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL", "AutoencoderTiny"),
     "controlnet": ("ControlNetModel",),
+    "t2i_adapter": ("T2IAdapter",),
 }
 NEEDED = {
     "sd1": ("text_encoder",),
@@ -42,8 +43,9 @@ def read(
 ) -> Checkpoint:
     """Reads a checkpoint; weights stay on the disk until they are used.
 
-    source: a folder in diffusers' layout (of a whole model, or of one ControlNet), a file in the
-        original layout, or "owner/name" on the hub, where `revision` may be a branch, tag or commit
+    source: a folder in diffusers' layout (of a whole model, or of one ControlNet or
+        T2I-Adapter), a file in the original layout, or "owner/name" on the hub, where
+        `revision` may be a branch, tag or commit
     family, prediction: what is detected otherwise (families.py)
     vae: an AutoencoderKL or AutoencoderTiny, folder or file, in place of the checkpoint's own
     tokenizer: a folder with CLIP's vocabulary in place of the checkpoint's; a file has none
@@ -147,7 +149,7 @@ def _file(file: Path, options: _Options) -> _Parts:
 
 def _folder(folder: Path, options: _Options) -> _Parts:
     if not (folder / "model_index.json").is_file() and (folder / "config.json").is_file():
-        return _Parts({"controlnet": _controlnet(folder, options)}, {}, {})
+        return _Parts(_control(folder, options), {}, {})
     index = read_json(folder / "model_index.json")
     components = {
         part: _part(folder / part, part, options.allow_pickle)
@@ -158,7 +160,7 @@ def _folder(folder: Path, options: _Options) -> _Parts:
         if not components.keys() & alternatives:
             raise CheckpointError(
                 f"{part} is missing from {folder}, a {index.get('_class_name')}: the exporter"
-                " takes Stable Diffusion 1.x, 2.x and XL, and ControlNets"
+                " takes Stable Diffusion 1.x, 2.x and XL, ControlNets and T2I-Adapters"
             )
     made = {}
     for name, encoder in _read_by_tokenizers(components):
@@ -169,13 +171,14 @@ def _folder(folder: Path, options: _Options) -> _Parts:
     return _Parts(components, read_json(folder / "scheduler" / "scheduler_config.json"), made)
 
 
-def _controlnet(folder: Path, options: _Options) -> Component:
+def _control(folder: Path, options: _Options) -> dict[str, Component]:
     kind = read_json(folder / "config.json").get("_class_name")
     if kind in CLASSES["vae"]:
         raise CheckpointError(
             f"{folder} is an {kind} alone, which replaces a checkpoint's: --vae FOLDER"
         )
-    return _part(folder, "controlnet", options.allow_pickle)
+    name = "t2i_adapter" if kind in CLASSES["t2i_adapter"] else "controlnet"
+    return {name: _part(folder, name, options.allow_pickle)}
 
 
 def _read_by_tokenizers(components: Mapping[str, Component]) -> list[tuple[str, Component]]:

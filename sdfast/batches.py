@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from . import canvas, images
+from . import canvas, images, store
 from .errors import Cancelled, InvalidRequest, OutputError, SdfastError
 from .picture_folder import Folder, Record
 from .prompt_files import Row
@@ -24,7 +24,6 @@ from .request_text import overlaid
 from .sweeps import Axis, Picture, told
 
 if TYPE_CHECKING:
-    from .bundle import Bundle
     from .pipeline import Callback, Pipeline
 
 TOGETHER = 8  # pictures that differ in their seed alone, drawn as one request
@@ -43,7 +42,7 @@ def expand(
     rows: Sequence[Row],
     defaults: Mapping[str, Any],
     axes: Sequence[Axis],
-    bundle: Bundle,
+    pipe: Pipeline,
     origin: Origin,
 ) -> tuple[list[Picture], list[Failure]]:
     """The pictures of a batch, and the requests that cannot be drawn.
@@ -58,13 +57,16 @@ def expand(
         base = overlaid({"seed": 0, **defaults}, row.values)
         for place in itertools.product(*(range(len(axis.values)) for axis in axes)):
             try:
-                request = _resolved(base, axes, place, bundle, origin.precision)
+                request = _resolved(base, axes, place, pipe)
+                files, of_images = _files(request, pipe), _by_content(request)
             except SdfastError as error:
                 failures.append(Failure(", ".join([row.place, *told(axes, place)]), str(error)))
                 continue
-            for image, seed in enumerate(request.seeds):
-                single = replace(request, seed=seed, count=1)
-                pictures.append(Picture(number, place, image, single, _name(single, origin)))
+            made_by = {"bundle": origin.bundle_digest, "precision": origin.precision, **files}
+            for image, values in enumerate(of_images):
+                name = _name(request.prompt, {"request": values, **made_by})
+                single = request.as_request().alone(image)
+                pictures.append(Picture(number, place, image, single, name))
     if failures and not pictures:
         raise InvalidRequest(f"{failures[0].place}: {failures[0].reason}")
     return pictures, failures
@@ -83,40 +85,48 @@ def _resolved(
     parameters: Mapping[str, Any],
     axes: Sequence[Axis],
     place: Sequence[int],
-    bundle: Bundle,
-    precision: str,
+    pipe: Pipeline,
 ) -> Resolved:
     for axis, k in zip(axes, place, strict=True):
         parameters = axis.apply(axis.values[k], parameters)
-    return resolve(Request.from_dict(parameters), bundle, precision)
+    return resolve(Request.from_dict(parameters), pipe.bundle, pipe.precision)
 
 
-def _name(request: Resolved, origin: Origin) -> str:
+def _name(prompt: str, shaped_by: Mapping[str, Any]) -> str:
     """The prompt's beginning, for people, and the digest."""
-    shaped_by = {
-        "request": _by_content(request),
-        "bundle": origin.bundle_digest,
-        "precision": origin.precision,
-    }
-    slug = images.stem(request.prompt)[:_LONGEST_SLUG].rstrip("-")
+    slug = images.stem(prompt)[:_LONGEST_SLUG].rstrip("-")
     return "-".join(filter(None, (slug, digest_of(shaped_by)[:16])))
 
 
+def _by_content(request: Resolved) -> list[dict[str, Any]]:
+    """Of each image alone the request's values, with its pictures' pixels in the place of their
+    paths."""
+    full, given = request.as_request(), {"image": request.image, "mask": request.mask}
+    pixels = {
+        name: canvas.told(canvas.opened(name, value))
+        for name, value in given.items()
+        if value is not None
+    }
+    maps = [[canvas.told(picture) for picture in one.pictures] for one in request.controls]
+    found = []
+    for image in range(request.count):
+        values = full.alone(image).to_dict() | pixels
+        for k, own in enumerate(maps):
+            values["control"][k]["image"] = [own[image % len(own)]]
+        found.append(values)
+    return found
+
+
+def _files(request: Resolved, pipe: Pipeline) -> dict[str, Any]:
+    """What else shapes it, where there is any: the LoRA that its prompts name, and the ControlNets'
+    bundles, by their content. Raises InvalidRequest, LoraError or BundleError."""
+    passes = [request] if request.second is None else [request, request.second]
+    loras = [pipe.loras(one.prompt) for one in passes]
+    bundles = [digest_of(asdict(store.load(one.bundle).manifest)) for one in request.controls]
+    return ({"loras": loras} if any(loras) else {}) | ({"controls": bundles} if bundles else {})
+
+
 # What pictures of one plan may differ in, but for whether there is guidance.
-def _by_content(request: Resolved) -> dict[str, Any]:
-    """A request's values with its pictures' pixels in the place of their paths."""
-    values = request.as_request().to_dict()
-    for name, given in (("image", request.image), ("mask", request.mask)):
-        if given is not None:
-            values[name] = canvas.told(canvas.opened(name, given))
-    if request.controls:
-        maps = [[canvas.told(p) for p in one.pictures] for one in request.controls]
-        values["control"] = [
-            {**v, "image": m} for v, m in zip(values["control"], maps, strict=True)
-        ]
-    return values
-
-
 _WORDS = ("prompt", "negative_prompt", "guidance", "guidance_rescale", "guidance_interval", "seed")
 
 
@@ -129,7 +139,7 @@ def runs(pictures: Iterable[Picture]) -> list[list[Picture]]:
     programs and 4 prompts took several times as long in the order of the prompts.
     """
     once = list({picture.name: picture for picture in pictures}.values())
-    given = [picture.request.as_request().to_dict() for picture in once]
+    given = [picture.request.to_dict() for picture in once]
     for request in given:
         request["guided"] = request["guidance"] != 1
     shapes = _ranks([request["width"], request["height"], request["guided"]] for request in given)
@@ -137,12 +147,12 @@ def runs(pictures: Iterable[Picture]) -> list[list[Picture]]:
     alike = _ranks(_without(("seed",), request) for request in given)
     ranked = sorted(
         zip(shapes, plans, alike, once, strict=True),
-        key=lambda ranks: (*ranks[:3], ranks[3].request.seed),
+        key=lambda ranks: (*ranks[:3], ranks[3].request.seed or 0),
     )
     found: list[list[Picture]] = []
     before = (-1, -1)  # the rank and the seed of the picture before
     for _, _, rank, picture in ranked:
-        seed = picture.request.seed
+        seed = picture.request.seed or 0
         if before == (rank, seed - 1) and len(found[-1]) < TOGETHER:
             found[-1].append(picture)
         else:
@@ -175,7 +185,7 @@ def draw(
     for run in planned:
         first = run[0].request
         try:
-            result = pipe(replace(first, count=len(run)).as_request(), callback=callback(run))
+            result = pipe(replace(first, count=len(run)), callback=callback(run))
         except (Cancelled, OutputError):
             raise
         except SdfastError as error:
@@ -185,6 +195,6 @@ def draw(
                 yield Failure(f"{first.prompt!r}, seed {first.seed}", str(error))
             continue
         yield [
-            folder.add(p.name, image, p.request.as_request(), result.timings, len(run))
-            for p, image in zip(run, result.images, strict=True)
+            folder.add(p.name, image, p.request, result.timings, len(run), place)
+            for place, (p, image) in enumerate(zip(run, result.images, strict=True))
         ]

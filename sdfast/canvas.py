@@ -18,6 +18,8 @@ from .errors import InvalidRequest
 RESIZES = ("crop", "stretch", "pad", "latent")
 """How a picture of another size is made to fit: its middle is cut out, it is stretched, or bands in
 its borders' colours are put beside it, all by Lanczos' filter; or it is stretched as latents."""
+READ = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Forms of pictures that are read: of those that Pillow knows some run other programs."""
 _DATA, _DIGEST = "data:image/", "sha256:"
 _SMOOTH = Image.Resampling.LANCZOS
 
@@ -39,17 +41,20 @@ def opened(name: str, value: object, mode: str = "RGB") -> Image.Image:
             )
         elif isinstance(value, str) and value.startswith(_DATA):
             encoded = value.partition(";base64,")[2]
-            found = Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)))
+            data = io.BytesIO(base64.b64decode(encoded, validate=True))
+            found = Image.open(data, formats=READ)
         elif isinstance(value, str | Path):
-            found = Image.open(value)
+            found = Image.open(value, formats=READ)
         else:
             raise InvalidRequest(
                 f"{name} is {type(value).__name__}; it must be a picture's path, a Pillow picture "
                 "or a data URL"
             )
-        return ImageOps.exif_transpose(found).convert(mode)
+        return _eight_bits(ImageOps.exif_transpose(found)).convert(mode)
     except UnidentifiedImageError:
-        raise InvalidRequest(f"{name} {_said(value)} is no picture that can be read") from None
+        raise InvalidRequest(
+            f"{name} {_said(value)} is no picture that can be read: give one of {', '.join(READ)}"
+        ) from None
     except InvalidRequest:
         raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -57,9 +62,18 @@ def opened(name: str, value: object, mode: str = "RGB") -> Image.Image:
         raise InvalidRequest(f"{name} {_said(value)} cannot be read ({reason})") from None
 
 
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Grey of 16 bits, as depth maps have it, in 8: Pillow would make all above 255 white."""
+    if not picture.mode.startswith("I;16"):
+        return picture
+    return picture.convert("I").point(lambda level: level * (1 / 257) + 0.5).convert("L")
+
+
 def told(value: Any) -> Any:
-    """A picture as a request's JSON has it: its path or data URL, or of one in memory a digest of
-    its pixels, which says whether another is the same."""
+    """A picture as a request's JSON has it: its path, or of one in memory or a data URL a digest,
+    which says whether another is the same."""
+    if isinstance(value, str) and value.startswith(_DATA):
+        return f"{_DIGEST}{hashlib.sha256(value.encode()).hexdigest()}"
     if not isinstance(value, Image.Image):
         return None if value is None else str(value)
     form = f"{value.mode} {value.size}".encode()
@@ -86,7 +100,7 @@ class Canvas:
 
     def untouched(self, size: Size) -> Image.Image:
         """The result where nothing is drawn."""
-        return self.base if self.mask else self.base.resize(size, _SMOOTH)
+        return self.base if self.mask else scaled(self.base, size)
 
     def finished(self, drawn: Image.Image) -> Image.Image:
         """The result: with a mask `base`, whose pixels outside of it are as they were."""
@@ -205,6 +219,11 @@ def _surrounded(picture: Image.Image, size: Size, at: tuple[int, int]) -> Image.
             row = whole.crop((0, line, size[0], line + 1))
             whole.paste(row.resize((size[0], stop - start)), (0, start))
     return whole
+
+
+def scaled(picture: Image.Image, size: Size) -> Image.Image:
+    """The same picture, of that size."""
+    return picture.resize(size, _SMOOTH)
 
 
 def fitted(picture: Image.Image, size: Size, resize: str, by: Image.Resampling) -> Image.Image:

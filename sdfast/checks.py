@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from .bundle import Sizes
 from .errors import InvalidRequest
 
 _LARGEST = sys.float_info.max
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def by_name(name: str, value: object) -> dict[str, Any]:
@@ -28,6 +30,10 @@ def sequence(name: str, value: object) -> tuple[Any, ...]:
 def text(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise InvalidRequest(f"{name} must be text; it is {type(value).__name__}")
+    if half := _SURROGATE.search(value):
+        raise InvalidRequest(
+            f"{name}, column {half.start() + 1}: half of a surrogate pair is no character"
+        )
     return value
 
 

@@ -1,11 +1,12 @@
-"""Control: pictures that steer a run by ControlNets (arXiv:2302.05543), each a bundle of its own
-with task "control"."""
+"""Control: pictures that steer a run by ControlNets (arXiv:2302.05543) and T2I-Adapters
+(arXiv:2302.08453), each a bundle of its own with task "control"."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -13,9 +14,12 @@ from PIL import Image
 from . import checks
 from .bundle import Bundle
 from .canvas import Size, fitted, opened
+from .devices.steering import ADAPTER, RESIDUAL
 from .errors import BackendUnavailable, InvalidRequest, nearest
-from .tensors import Tensor
+from .networks import CONTROLS
+from .tensors import Tensor, TensorSpec
 
+_KINDS = {"controlnet": "ControlNet", "t2i_adapter": "T2I-Adapter"}
 KEYS = ("bundle", "image", "weight", "start", "end", "preprocess")
 PREPROCESSORS = ("canny",)
 MOST = 8
@@ -24,11 +28,11 @@ _LOW, _HIGH = 100, 200  # of canny's hysteresis, which ControlNets for it were t
 
 @dataclass(frozen=True)
 class Control:
-    """What one ControlNet says.
+    """What one ControlNet or T2I-Adapter says.
 
     bundle: its own, by name or path
     pictures: RGB, of the size that is drawn; one for all images, or one for each
-    weight: its residuals are multiplied by, −2…2
+    weight: what it adds is multiplied by, −2…2
     start, end: the part of the steps that it acts in, 0…1
     """
 
@@ -64,7 +68,7 @@ def _control(given: object, size: Size, count: int) -> Control:
     for needed in ("bundle", "image"):
         if values.get(needed) is None:
             raise InvalidRequest(
-                f"control has no {needed}: give a ControlNet's bundle and a picture"
+                f"control has no {needed}: give a bundle for task control and a picture"
             )
     how = values.get("preprocess")
     if how is not None and how not in PREPROCESSORS:
@@ -83,7 +87,7 @@ def _control(given: object, size: Size, count: int) -> Control:
     if start >= end:
         raise InvalidRequest(f"control's start is {start} and its end {end}: start before the end")
     return Control(
-        checks.text("control's bundle", values["bundle"]),
+        checks.text("control's bundle", _plain(values["bundle"])),
         tuple(_map(one, size, how) for one in maps),
         checks.number("control's weight", values.get("weight", 1), -2, 2),
         start,
@@ -111,7 +115,7 @@ def canny(picture: Image.Image) -> Image.Image:
 
 
 def check(control: Bundle, bundle: Bundle) -> None:
-    """Raises InvalidRequest for a bundle that is no ControlNet, or one for other models."""
+    """Raises InvalidRequest for a bundle that steers nothing, or other models."""
     manifest = control.manifest
     if manifest.task != "control":
         raise InvalidRequest(
@@ -119,19 +123,44 @@ def check(control: Bundle, bundle: Bundle) -> None:
         )
     if "unet_adapters" not in bundle.manifest.networks:
         raise InvalidRequest(
-            f"bundle {bundle.name} has no unet_adapters, which takes what ControlNets add: export "
-            "it again by a recipe that lists unet_adapters"
+            f"bundle {bundle.name} has no unet_adapters, which takes what ControlNets and "
+            "T2I-Adapters add: export it again by a recipe that lists unet_adapters"
         )
-    network, theirs = manifest.networks["controlnet"], bundle.manifest.networks["unet_adapters"]
-    wanted = {name for name in theirs.inputs if name.startswith("residual_")}
-    width = network.inputs["context"].shape[-1]
-    if set(network.outputs) != wanted or width != bundle.context.width:
+    added = manifest.networks[name := kind(control)].outputs
+    taken = absent(bundle)
+    if name == "t2i_adapter":
+        if not any(one.startswith(ADAPTER) for one in taken):
+            raise InvalidRequest(
+                f"bundle {bundle.name} is of an older sdfast, whose unet_adapters takes nothing of "
+                "T2I-Adapters: export it again"
+            )
+        fits = manifest.family == bundle.manifest.family and all(
+            one in taken and spec.shape[1] == taken[one].shape[1] for one, spec in added.items()
+        )
+    else:
+        width = manifest.networks[name].inputs["context"].shape[-1]
+        fits = width == bundle.context.width and set(added) == {
+            one for one in taken if one.startswith(RESIDUAL)
+        }
+    if not fits:
         raise InvalidRequest(
-            f"bundle {control.name} is a ControlNet for models of family {manifest.family}, or of "
-            f"other sizes than {bundle.name}: use one that was trained for it"
+            f"bundle {control.name} is a {_KINDS[name]} for models of family {manifest.family}, or "
+            f"of other sizes than {bundle.name}: use one that was trained for it"
         )
-    if any(spec.shape[1] is None for spec in network.outputs.values()):
+    if any(spec.shape[1] is None for spec in added.values()):
         raise InvalidRequest(f"bundle {control.name} is of an older sdfast: export it again")
+
+
+def kind(control: Bundle) -> str:
+    """The network of a bundle that steers, one of networks.CONTROLS."""
+    return next(name for name in CONTROLS if name in control.manifest.networks)
+
+
+def absent(bundle: Bundle) -> dict[str, TensorSpec]:
+    """What unet_adapters takes of ControlNets and T2I-Adapters, by name: where no one acts, zeros
+    whose open sides are 1."""
+    inputs = bundle.manifest.networks["unet_adapters"].inputs
+    return {name: spec for name, spec in inputs.items() if name.startswith((RESIDUAL, ADAPTER))}
 
 
 def check_palette(picture: Image.Image, bundle: Bundle) -> None:
@@ -148,22 +177,31 @@ def check_palette(picture: Image.Image, bundle: Bundle) -> None:
         )
 
 
-def residuals(control: Bundle, rows: int, sides: tuple[int, int]) -> dict[str, Tensor]:
-    """Memory for what a ControlNet adds, by name, for latents of these sides.
-
-    A U-Net of b blocks gives as many residuals at each of its b levels, each of half the sides.
-    """
-    outputs, sizes = control.manifest.networks["controlnet"].outputs, control.sizes
-    blocks = (sizes.multiple // sizes.scale).bit_length()
-    numbered = len(outputs) - 1
-    levels = {f"residual_{k}": k * blocks // numbered for k in range(numbered)}
-    levels["residual_mid"] = blocks - 1
+def added(control: Bundle, rows: int, sides: tuple[int, int]) -> dict[str, Tensor]:
+    """Memory for what a ControlNet or T2I-Adapter adds, by name, for latents of these sides."""
+    name = kind(control)
+    outputs = control.manifest.networks[name].outputs
+    levels = _of_adapter(outputs) if name == "t2i_adapter" else _of_controlnet(control, outputs)
     return {
         name: Tensor.empty(
             (rows, spec.shape[1] or 1, *(side >> levels[name] for side in sides)), "f32"
         )
         for name, spec in outputs.items()
     }
+
+
+def _of_controlnet(control: Bundle, outputs: Iterable[str]) -> dict[str, int]:
+    """How often the sides of each are halved: a U-Net of b blocks gives as many residuals at each
+    of its b levels."""
+    blocks = (control.sizes.multiple // control.sizes.scale).bit_length()
+    numbered = len(list(outputs)) - 1
+    levels = {f"{RESIDUAL}{k}": k * blocks // numbered for k in range(numbered)}
+    return {**levels, f"{RESIDUAL}mid": blocks - 1}
+
+
+def _of_adapter(outputs: Iterable[str]) -> dict[str, int]:
+    """The same, which their names tell: adapter_PLACE_LEVEL."""
+    return {name: int(name.rpartition("_")[2]) for name in outputs}
 
 
 Weights = Callable[[float], Sequence[float]]
@@ -173,7 +211,7 @@ Weights = Callable[[float], Sequence[float]]
 def weights(
     given: Sequence[Control], sigmas: Sequence[float], timestep: Callable[[float], float]
 ) -> Weights:
-    """What each control's residuals are multiplied by at a timestep of the run."""
+    """What each control's additions are multiplied by at a timestep of the run."""
     begins = [timestep(sigma) for sigma in sigmas[:-1]]
 
     def at(t: float) -> list[float]:
@@ -184,13 +222,35 @@ def weights(
     return at
 
 
-def told(given: Any, tell: Callable[[Any], Any]) -> Any:
-    """A request's control for JSON, with its pictures as `tell` tells them."""
+def of_image(given: Any, image: int) -> Any:
+    """A request's control as one of its images alone has it, by its number."""
     if given is None:
         return None
+
+    def own(maps: Any) -> Any:
+        several = isinstance(maps, list | tuple) and len(maps) > 1
+        return maps[image] if several else maps
+
     several = [given] if isinstance(given, Mapping) else given
+    return tuple({**one, "image": own(one["image"])} for one in several)
+
+
+def told(given: Any, tell: Callable[[Any], Any]) -> Any:
+    """A request's control for JSON, with its pictures as `tell` tells them; what is none stays as
+    it is, for `controls` to refuse."""
+    several = [given] if isinstance(given, Mapping) else given
+    if not isinstance(several, list | tuple) or not all(isinstance(o, Mapping) for o in several):
+        return given
 
     def maps(image: Any) -> Any:
         return [tell(one) for one in image] if isinstance(image, list | tuple) else tell(image)
 
-    return [{**one, "image": maps(one.get("image"))} for one in several]
+    return [
+        {**one, "bundle": _plain(one.get("bundle")), "image": maps(one.get("image"))}
+        for one in several
+    ]
+
+
+def _plain(bundle: Any) -> Any:
+    """A bundle may be given by a path, as to sdfast.load."""
+    return str(bundle) if isinstance(bundle, Path) else bundle

@@ -10,7 +10,7 @@ from PIL import Image
 
 from . import tiling
 from ._core import combine
-from .canvas import latent_mask, without
+from .canvas import latent_mask, scaled, without
 from .opened import Opened
 from .redrawing import Redrawn
 from .request import Resolved
@@ -42,7 +42,7 @@ class Encoder:
         latents."""
         size = request.width, request.height
         found = [
-            self.latents(one.resize(size, Image.Resampling.LANCZOS))
+            self.latents(scaled(one, size))
             if isinstance(one, Image.Image)
             else resized(one, self._sides(request))
             for one in first

@@ -20,11 +20,13 @@ from . import infotext
 from .canvas import told
 from .errors import InvalidRequest
 from .provenance import Provenance
+from .records import parsed
 from .request import Request
 from .tensors import Tensor
 
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "jpg": "JPEG", "webp": "WEBP"}
 _USER_COMMENT, _IMAGE_DESCRIPTION, _EXIF = 0x9286, 0x010E, 0x8769
+_LONGEST_EXIF = 65533  # bytes, of a JPEG's segment
 _UNICODE = b"UNICODE\0"
 _KEY, _LINE = "sdfast", "parameters"
 _LOSSY = ("JPEG", "WEBP")
@@ -85,11 +87,22 @@ def encode(
         info.add_itxt(_KEY, full)
         image.save(buffer, "PNG", pnginfo=info)
     else:
-        exif = Image.Exif()
-        exif[_IMAGE_DESCRIPTION] = full
-        exif.get_ifd(_EXIF)[_USER_COMMENT] = _UNICODE + line.encode("utf-16-be")
-        image.save(buffer, FORMATS[form], quality=quality, exif=exif)
+        image.save(buffer, FORMATS[form], quality=quality, exif=_exif(full, line))
     return buffer.getvalue()
+
+
+def _exif(full: str, line: str) -> Image.Exif:
+    """Both texts; where they are too long for EXIF the full request alone, or none."""
+    exif = Image.Exif()
+    for text in (full, ""):
+        exif[_IMAGE_DESCRIPTION] = text
+        exif.get_ifd(_EXIF)[_USER_COMMENT] = _UNICODE + line.encode("utf-16-be")
+        if len(exif.tobytes()) <= _LONGEST_EXIF:
+            return exif
+        del exif.get_ifd(_EXIF)[_USER_COMMENT]
+        if len(exif.tobytes()) <= _LONGEST_EXIF:
+            return exif
+    return Image.Exif()
 
 
 def png(image: Image.Image) -> bytes:
@@ -123,23 +136,17 @@ def read(file: Path) -> Carried:
     Raises InvalidRequest when the file is missing, no picture, or carries nothing.
     """
     own, _, form = texts(file)
+    said, request, model = _said(file, own)
     try:
-        carried = json.loads(own)
-        made = carried.get("made")
-        return Carried(
-            Request.from_dict(carried["request"]),
-            str(carried["model"]),
-            str(carried["version"]),
-            carried.get("pixels"),
-            None if made is None else Provenance.from_dict(made),
-            form if form in _LOSSY else None,
-        )
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        if isinstance(error, InvalidRequest):
-            raise
+        made = said.get("made")
+        found = None if made is None else Provenance.from_dict(made)
+        pixels = parsed(str | None, said.get("pixels"), "pixels")
+    except ValueError as error:
         raise InvalidRequest(
-            f"{file} carries no request of sdfast: only pictures that sdfast wrote can be repeated"
+            f"what {file} says of how it was drawn is damaged or of a newer sdfast ({error})"
         ) from error
+    version = str(said.get("version"))
+    return Carried(request, model, version, pixels, found, form if form in _LOSSY else None)
 
 
 def read_request(file: Path) -> tuple[Request, str]:
@@ -150,10 +157,23 @@ def read_request(file: Path) -> tuple[Request, str]:
     """
     own, line, _ = texts(file)
     if own is None and line is not None:
-        found = infotext.read(line)
-        return found.request(), found.model
-    carried = read(file)
-    return carried.request, carried.model
+        told_by_others = infotext.read(line)
+        return told_by_others.request(), told_by_others.model
+    _, request, model = _said(file, own)
+    return request, model
+
+
+def _said(file: Path, own: Any) -> tuple[dict[str, Any], Request, str]:
+    """What the JSON of sdfast says, its request, and the name of its bundle."""
+    try:
+        said = json.loads(own)
+        return said, Request.from_dict(said["request"]), str(said["model"])
+    except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        if isinstance(error, InvalidRequest):
+            raise
+        raise InvalidRequest(
+            f"{file} carries no request of sdfast: only pictures that sdfast wrote can be repeated"
+        ) from error
 
 
 def texts(file: Path | BinaryIO) -> tuple[Any, str | None, str | None]:

@@ -21,7 +21,10 @@ NETWORKS = (
     "vae_encoder",
     "preview_decoder",
     "controlnet",
+    "t2i_adapter",
 )
+CONTROLS = ("controlnet", "t2i_adapter")
+"""Each alone in a bundle of task "control"."""
 _DENOISERS = ("unet", "unet_shallow", "unet_adapters")
 EIGHT_BITS = {
     "int8": (*_DENOISERS, "vae_decoder"),
@@ -42,7 +45,8 @@ make noise of; pixels, of which 255 are told apart."""
 def wrong(manifest: Manifest) -> Iterator[str]:
     """What keeps the networks of a manifest from working together, a sentence each."""
     networks, control = manifest.networks, manifest.task == "control"
-    needed = ("controlnet",) if control else ("unet", "vae_decoder", "vae_encoder")
+    alone = [name for name in CONTROLS if name in networks] or [" or ".join(CONTROLS)]
+    needed = alone[:1] if control else ("unet", "vae_decoder", "vae_encoder")
     if unknown := set(networks) - set(NETWORKS):
         yield f"networks has {', '.join(sorted(unknown))}; known: {', '.join(NETWORKS)}"
     if missing := [n for n in needed if n not in networks]:
@@ -80,6 +84,7 @@ _GIVEN = {
     "vae_decoder": {"latent"},
     "vae_encoder": {"image"},
     "preview_decoder": {"latent"},
+    "t2i_adapter": {"condition"},
 }  # what the runtime can give each network that it runs
 
 

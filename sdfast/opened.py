@@ -61,7 +61,10 @@ class Opened:
         return self._engines[network]
 
     def beside(self, bundle: str) -> Opened:
-        """Those of another bundle, for the same backend, kept as long as these."""
+        """Those of another bundle, for the same backend, kept as long as these; with LoRA those
+        that are beside the plain ones."""
+        if self._plain is not None:
+            return self._plain.beside(bundle)
         if bundle not in self._others:
             self._others[bundle] = Opened(store.load(bundle), self._backend, self.options)
         return self._others[bundle]
@@ -93,7 +96,10 @@ class Opened:
         return self.bundle.manifest.networks[network]
 
     def spare(self, *networks: str) -> None:
-        """Closes those that are open, where memory is to be spared: `bind` opens them again."""
+        """Closes those that are open, also beside these, where memory is to be spared: `bind` opens
+        them again."""
+        for other in self._others.values():
+            other.spare(*networks)
         for name in networks if self.options.low_memory else ():
             if (shared := self._shared(name)) is not None:
                 shared.spare(name)

@@ -86,11 +86,13 @@ class Folder:
         request: Request,
         seconds: Mapping[str, float],
         together: int,
+        place: int,
     ) -> Record:
-        """Writes the picture, then its line."""
+        """Writes the picture, then its line. place: among those that were drawn together, from
+        0."""
         file = self.file(name)
         origin = self._origin
-        drawn = Provenance(origin, provenance.inputs(request, self._loras), together)
+        drawn = Provenance(origin, provenance.inputs(request, self._loras), together, place)
         data = images.encode(image, self._form, request, origin.bundle, origin.version, drawn)
         write_atomically(file, data)
         record = Record(

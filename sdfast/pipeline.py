@@ -10,13 +10,13 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from . import backends, checks, checksums, compiled, previews, samplers, store
 from .bundle import Bundle
-from .canvas import Canvas
+from .canvas import Canvas, scaled
 from .composition import Script, script
 from .devices import cuda
 from .devices.calls import Running, made
@@ -33,6 +33,9 @@ from .redrawing import Redrawn
 from .request import Request, Resolved, resolve
 from .tensors import Tensor
 from .variants import Variants
+
+if TYPE_CHECKING:
+    from . import loras
 
 Callback = Callable[[int, int | None], bool | None]
 """callback(done, evaluations) after each evaluation of the network; evaluations is None for a
@@ -243,23 +246,27 @@ class Pipeline:
         started, seconds = perf_counter(), defaultdict[str, float](float)
         progress = _Counted(callback, show)
         second, canvas = request.second, request.canvas
-        by_latents = second is not None and second.resize == "latent"
+        by_latents = second is not None and second.draws and second.resize == "latent"
         pictures, latents = list[Image.Image](), list[Tensor]()
-        if len(request.sigmas) == 1 and canvas is not None:  # no step is taken
+        if canvas is not None and not request.draws:
             pictures = [canvas.untouched((request.width, request.height))] * request.count
             by_latents = False
         else:
             with _timed(seconds, "vae_encoder"):
                 start = self._encoder.start(request)
+                self._opened.spare("vae_encoder")
             if start is None:
                 del seconds["vae_encoder"]
             kept = latents if by_latents else None
             drawn = yield from self._run(request, start, progress, seconds, kept)
             if not by_latents:
                 pictures = self._decoded(drawn, canvas, seconds)
-        if second is not None:
+        if second is not None and not second.draws:
+            pictures = [scaled(picture, (second.width, second.height)) for picture in pictures]
+        elif second is not None:
             with _timed(seconds, "vae_encoder"):
                 start = self._encoder.again(second, latents if by_latents else pictures)
+                self._opened.spare("vae_encoder")
             drawn = yield from self._run(second, start, progress, seconds)
             pictures = self._decoded(drawn, None, seconds)
         seconds["total"] = perf_counter() - started
@@ -301,7 +308,9 @@ class Pipeline:
                             drawn.append((yield from plan.denoise(request, guidance, seeds, told)))
                             if latents is not None:
                                 latents.append(drawn[-1].latents())
-                opened.spare("unet", "unet_shallow", "unet_adapters", "time_projection")
+                opened.spare(
+                    "unet", "unet_shallow", "unet_adapters", "controlnet", "time_projection"
+                )
                 self._opened.spare("preview_decoder")
         self._form = plans.form
         return drawn
@@ -334,6 +343,10 @@ class Pipeline:
                 "alone: leave out negative_prompt, guidance_rescale and guidance_interval"
             )
         return Guidance(1.0)
+
+    def loras(self, prompt: str) -> loras.Key:
+        """The LoRA that a prompt names, by their content. Raises InvalidRequest."""
+        return self._variants.key(script(prompt, None, 1).loras)
 
     def close(self) -> None:
         """Frees the engines and buffers; the pipeline opens them again when it is next called."""

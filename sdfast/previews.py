@@ -80,8 +80,10 @@ def every(
 
     Raises InvalidRequest for a number below 1.
     """
-    if evaluations < 1:
-        raise InvalidRequest(f"previews every {evaluations} evaluations; it must be 1 or more")
+    if isinstance(evaluations, bool) or not isinstance(evaluations, int) or evaluations < 1:
+        raise InvalidRequest(
+            f"preview_every is {evaluations!r}; it must be a whole number of evaluations, 1 or more"
+        )
 
     def callback(done: int, of: int | None, denoised: Tensor) -> bool | None:
         if done % evaluations or done == of:

@@ -43,7 +43,8 @@ def read(file: Path) -> list[Row]:
     try:
         rows = list(reader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InvalidRequest(f"{file} cannot be read ({error})") from error
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidRequest(f"{file} cannot be read ({reason})") from error
     if not rows:
         raise InvalidRequest(f"{file} holds no prompt: write one on each line")
     return rows

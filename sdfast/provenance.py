@@ -84,11 +84,16 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a picture was drawn, as its file says. together: how many were drawn in one run."""
+    """How a picture was drawn, as its file says.
+
+    together: how many were drawn in one run, of seeds that follow each other; place: its own among
+        them, from 0
+    """
 
     origin: Origin
     inputs: Inputs
-    together: int
+    together: int = 1
+    place: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data for JSON."""
@@ -98,6 +103,8 @@ class Provenance:
     def from_dict(cls, raw: Any) -> Provenance:
         """From plain data. Raises ValueError for what is none."""
         found: Provenance = parsed(cls, raw)
+        if not 0 <= found.place < found.together:
+            raise ValueError(f"place is {found.place} among {found.together}")
         return found
 
 

@@ -1,8 +1,9 @@
-"""Replaying: a picture's request drawn again, alone, and compared with the picture bit for bit.
+"""Replaying: a picture's request drawn again, and compared with the picture bit for bit.
 
 What can differ: nothing, by ONNX Runtime with the same bundle. Other backends round as suits the
-machine, their version and how many pictures are drawn together; so a difference is told beside all
-that is not as it was.
+machine, their version and how many pictures are drawn together. So where a picture that is drawn
+alone is another one, it is drawn among those that it was drawn with; and a difference is told
+beside all that is not as it was.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from .errors import CannotReplay, SdfastError
 from .images import Carried
 from .pipeline import Callback, Pipeline, load
 from .provenance import Inputs, Origin, Provenance, digest, inputs, lora_folders
-from .request import Request
+from .request import MAX_SEED, Request
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Replayed:
     altered: the file does not have the pixels that were drawn; None where nobody knows
     difference: None where there is nothing to compare: a lossy file, or one of another size
     changes: None for a picture of before these were told
+    now, together: what drew it again, and how many with it
     """
 
     same: bool
@@ -60,6 +62,7 @@ class Replayed:
     difference: Difference | None
     changes: tuple[Change, ...] | None
     now: Origin
+    together: int
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data for JSON."""
@@ -95,9 +98,16 @@ def replay(
     found = inputs(request, lora_folders(pipe.bundle, lora_dir))
     if carried.made is not None:
         _check(file, carried.made.inputs, found)
-    (drawn,) = pipe(replace(request, count=1), callback=callback).images
+    (alone,) = pipe(replace(request, count=1), callback=callback).images
+    outcome = compared(file, carried, alone, now)
+    if not outcome.same and carried.made is not None and carried.made.together > 1:
+        together, place = carried.made.together, carried.made.place
+        first = ((request.seed or 0) - place) % (MAX_SEED + 1)
+        several = pipe(replace(request, seed=first, count=together), callback=callback).images
+        among = compared(file, carried, several[place], now, together)
+        outcome = among if among.same else outcome
     pipe.close()
-    return compared(file, carried, drawn, now)
+    return outcome
 
 
 def _supplied(file: Path, carried: Carried, image: Path | None, mask: Path | None) -> Request:
@@ -182,8 +192,10 @@ def _check(file: Path, then: Inputs, now: Inputs) -> None:
                 )
 
 
-def compared(file: Path, carried: Carried, drawn: Image.Image, now: Origin) -> Replayed:
-    """A picture beside what was drawn again."""
+def compared(
+    file: Path, carried: Carried, drawn: Image.Image, now: Origin, together: int = 1
+) -> Replayed:
+    """A picture beside what was drawn again, among as many."""
     with Image.open(file) as image:
         kept = image.convert("RGB")
     again = None if carried.pixels is None else told(drawn) == carried.pixels
@@ -196,8 +208,9 @@ def compared(file: Path, carried: Carried, drawn: Image.Image, now: Origin) -> R
         lossy=carried.lossy,
         altered=None if carried.lossy else altered,
         difference=difference,
-        changes=None if carried.made is None else changes(carried.made, now),
+        changes=None if carried.made is None else changes(carried.made, now, together),
         now=now,
+        together=together,
     )
 
 
@@ -212,11 +225,11 @@ def differing(one: Image.Image, other: Image.Image) -> Difference:
     return Difference(pixels - most[0], pixels, largest, total / (3 * pixels))
 
 
-def changes(made: Provenance, now: Origin) -> tuple[Change, ...]:
+def changes(made: Provenance, now: Origin, together: int) -> tuple[Change, ...]:
     """What is not as it was."""
     then = made.origin
     pairs = [(f.name, getattr(then, f.name), getattr(now, f.name)) for f in fields(Origin)]
-    pairs.append(("together", made.together, 1))
+    pairs.append(("together", made.together, together))
     return tuple(
         Change(name.replace("_", " "), _told(was), _told(is_now))
         for name, was, is_now in pairs

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any
 
-from PIL import Image
-
 from . import caching, checks, control, noise, samplers, schedules
 from .bundle import Bundle, Sizes, noise_schedule
 from .caching import Cache
@@ -17,13 +15,8 @@ from .canvas import Canvas, told
 from .control import Control
 from .errors import InvalidRequest, nearest
 from .schedules import NoiseSchedule
-from .starts import Start, start
+from .starts import Start, second_pass, start
 
-HIRES = (
-    *("prompt", "negative_prompt", "steps", "sampler", "schedule", "sampler_parameters"),
-    *("schedule_parameters", "guidance", "strength", "denoise", "resize", "cache"),
-)
-"""What a second pass may have otherwise than the first."""
 CUSTOM = "custom"  # the schedule of a request that brings its own sigmas
 MAX_STEPS = 1000
 MAX_COUNT = 64
@@ -66,13 +59,13 @@ class Request:
         is drawn, with width × height, and put back into the image, which keeps its size
     outpaint: pixels (left, top, right, bottom) that are put around the image and drawn
     hires: what differs in a second pass over the first one's pictures: {"scale": 2} with any of
-        HIRES; its strength is 0.5 and its resize "stretch" where they are not given
+        starts.HIRES; its strength is 0.5 and its resize "stretch" where they are not given
     clip_skip: the last layers of the text encoders that are left out, 0…11, beside those that the
         model always leaves out; diffusers' clip_skip, and one less than A1111's
-    control: pictures that steer the run by ControlNets, each {"bundle": of the ControlNet, "image":
-        a map of the size that is drawn} with any more of control.KEYS: "weight" −2…2 [1], "start"
-        and "end" of the part of the steps that it acts in [0, 1], and "preprocess": "canny" for a
-        picture whose edges are the map
+    control: pictures that steer the run by ControlNets and T2I-Adapters, each {"bundle": its own,
+        "image": a map of the size that is drawn} with any more of control.KEYS: "weight" −2…2 [1],
+        "start" and "end" of the part of the steps that it acts in [0, 1], and "preprocess": "canny"
+        for a picture whose edges are the map
     cache: 1…1000, every how many evaluations the whole U-Net runs; between them its outermost part
         does alone, with what the whole left (arXiv:2312.00858), which takes a part of the time for
         nearly the same picture. A tuple names those that run the whole: (0, 1, 3, 6, 10). "auto":
@@ -119,6 +112,13 @@ class Request:
             "mask": told(self.mask),
             "control": steered,
         }
+
+    def alone(self, image: int) -> Request:
+        """That of one of its images, by its number. The seed has to be known."""
+        assert self.seed is not None
+        seed = (self.seed + image) % (MAX_SEED + 1)
+        own = control.of_image(self.control, image)
+        return replace(self, seed=seed, count=1, control=own)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Request:
@@ -191,6 +191,11 @@ class Resolved:
     second: Resolved | None
 
     @property
+    def draws(self) -> bool:
+        """Whether any step is taken."""
+        return len(self.sigmas) > 1
+
+    @property
     def by_host(self) -> bool:
         """Whether it needs what no graph of a GPU holds."""
         return self.tiled or bool(self.controls)
@@ -213,21 +218,7 @@ def resolve(request: Request, bundle: Bundle, precision: str = "fp32") -> Resolv
     precision: that the networks compute in, by which some parameters of samplers have another one
     Raises InvalidRequest, UnknownSampler or UnknownSchedule.
     """
-    defaults, sizes = bundle.defaults, bundle.sizes
-    steps, schedule = defaults.steps, defaults.schedule
-    if request.sigmas is not None:
-        steps, schedule = len(checks.sequence("sigmas", request.sigmas)) - 1, CUSTOM
-    elif request.sampler is not None and request.schedule is None:
-        label = checks.text("sampler", request.sampler)
-        schedule = samplers.labelled_schedule(label) or schedule
-    given = replace(
-        request,
-        steps=steps if request.steps is None else request.steps,
-        sampler=defaults.sampler if request.sampler is None else request.sampler,
-        schedule=schedule if request.schedule is None else request.schedule,
-        guidance=defaults.guidance if request.guidance is None else request.guidance,
-        seed=secrets.randbits(32) if request.seed is None else request.seed,
-    )
+    given, sizes = _filled(request, bundle), bundle.sizes
     prompt = checks.text("prompt", given.prompt)
     if not prompt.strip():
         raise InvalidRequest("the prompt is empty: say in a few words what to draw")
@@ -240,6 +231,8 @@ def resolve(request: Request, bundle: Bundle, precision: str = "fp32") -> Resolv
     discard = _discard(given.discard_penultimate, sampler)
     begin = start(given, sizes)
     schedule, levels = _levels(given, discard, noise_schedule(bundle.betas), begin)
+    count = checks.whole("count", given.count, 1, MAX_COUNT)
+    again = second_pass(given, begin, sizes)
     return Resolved(
         prompt=prompt,
         negative_prompt=checks.text("negative_prompt", given.negative_prompt),
@@ -258,7 +251,7 @@ def resolve(request: Request, bundle: Bundle, precision: str = "fp32") -> Resolv
         seed=checks.whole("seed", given.seed, 0, MAX_SEED),
         width=begin.width,
         height=begin.height,
-        count=checks.whole("count", given.count, 1, MAX_COUNT),
+        count=count,
         rng=given.rng,
         cache=_cache(given.cache, sampler, bundle),
         image=given.image,
@@ -266,18 +259,37 @@ def resolve(request: Request, bundle: Bundle, precision: str = "fp32") -> Resolv
         denoise=begin.denoise,
         resize=given.resize,
         mask=given.mask,
-        mask_blur=given.mask_blur,
+        mask_blur=float(given.mask_blur),
         mask_margin=given.mask_margin,
         outpaint=given.outpaint,
         hires=given.hires,
         clip_skip=checks.whole("clip_skip", given.clip_skip, 0, 11),
         control=given.control,
-        controls=_controls(given, begin, checks.whole("count", given.count, 1, MAX_COUNT)),
+        controls=_controls(given, begin, count),
         tiled=_tiled(given, begin, sizes),
         canvas=begin.canvas,
         from_picture=begin.from_picture,
         blended=begin.masked and bundle.manifest.task != "inpaint",
-        second=_second(given, begin, bundle, precision),
+        second=None if again is None else resolve(again, bundle, precision),
+    )
+
+
+def _filled(request: Request, bundle: Bundle) -> Request:
+    """With the bundle's defaults and a seed in what is left open, as yet unchecked."""
+    defaults = bundle.defaults
+    steps, schedule = defaults.steps, defaults.schedule
+    if request.sigmas is not None:
+        steps, schedule = len(checks.sequence("sigmas", request.sigmas)) - 1, CUSTOM
+    elif request.sampler is not None and request.schedule is None:
+        label = checks.text("sampler", request.sampler)
+        schedule = samplers.labelled_schedule(label) or schedule
+    return replace(
+        request,
+        steps=steps if request.steps is None else request.steps,
+        sampler=defaults.sampler if request.sampler is None else request.sampler,
+        schedule=schedule if request.schedule is None else request.schedule,
+        guidance=defaults.guidance if request.guidance is None else request.guidance,
+        seed=secrets.randbits(32) if request.seed is None else request.seed,
     )
 
 
@@ -344,35 +356,6 @@ def _controls(given: Request, begin: Start, count: int) -> tuple[Control, ...]:
             "out cache"
         )
     return found
-
-
-def _second(given: Request, begin: Start, bundle: Bundle, precision: str) -> Resolved | None:
-    """The second pass, on a picture of the first one's size."""
-    if given.hires is None:
-        return None
-    asked = checks.by_name("hires", given.hires)
-    if odd := [name for name in asked if name not in ("scale", *HIRES)]:
-        raise InvalidRequest(
-            f"hires has {odd[0]!r}{nearest(odd[0], HIRES)}; it may have scale, {', '.join(HIRES)}"
-        )
-    if begin.canvas is not None and begin.canvas.mask is not None:
-        raise InvalidRequest("hires draws the whole picture anew: leave out mask and outpaint")
-    scale = checks.number("hires scale", asked.pop("scale", 2), 1, 8)
-    sides = (_scaled(side, scale, bundle.sizes) for side in (begin.width, begin.height))
-    usual = {} if "denoise" in asked else {"strength": 0.5}
-    blank = Image.new("RGB", (begin.width, begin.height))
-    over = {"resize": "stretch", **usual, **asked, "image": blank, "hires": None}
-    width, height = sides
-    if "sampler" in asked:
-        over = {"sampler_parameters": {}, "discard_penultimate": None, **over}
-    if "schedule" in asked:
-        over = {"schedule_parameters": {}, **over}
-    first = replace(given, strength=None, denoise=None, sigmas=None, width=width, height=height)
-    return resolve(replace(first, **over), bundle, precision)
-
-
-def _scaled(side: int, scale: float, sizes: Sizes) -> int:
-    return round(side * scale / sizes.multiple) * sizes.multiple
 
 
 def _discard(value: object, sampler: samplers.Sampler) -> bool:

@@ -3,6 +3,7 @@ write, and one set of them laid over another."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -138,11 +139,12 @@ def _controls(text: str) -> list[dict[str, Any]]:
 
 
 def _control(text: str) -> dict[str, Any]:
-    first, *others = text.split(" ")
-    bundle, equals, image = first.partition("=")
-    if not (bundle and equals and image):
+    """The path of the map may hold spaces: it ends before the first NAME=VALUE."""
+    bundle, equals, rest = text.strip().partition("=")
+    first, *others = re.split(r" +(?=\w+=)", rest)
+    if not (bundle and equals and first.strip()):
         raise ValueError(text)
-    return {"bundle": bundle, "image": image, **named(other for other in others if other)}
+    return {"bundle": bundle, "image": first.strip(), **named(others)}
 
 
 _TEXT = Form(str, "text")

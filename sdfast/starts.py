@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from PIL import Image
 
 from . import checks
 from .bundle import Sizes
@@ -17,6 +19,12 @@ if TYPE_CHECKING:
 STRENGTH = 0.6  # of a picture that is redrawn in all of its parts
 MOST_BLUR, MOST_PIXELS = 256, 4096
 TILED = 8192  # pixels a side at most of a picture that is drawn from another, in tiles
+SECOND_SCALE, SECOND_STRENGTH = 2.0, 0.5  # of a second pass
+HIRES = (
+    *("prompt", "negative_prompt", "steps", "sampler", "schedule", "sampler_parameters"),
+    *("schedule_parameters", "guidance", "strength", "denoise", "resize", "cache"),
+)
+"""What a second pass may have otherwise than the first."""
 _OF_IMAGE = ("strength", "denoise", "mask", "mask_margin", "outpaint")
 
 
@@ -56,21 +64,23 @@ def start(given: Request, sizes: Sizes) -> Start:
 
     Raises InvalidRequest.
     """
+    if given.resize not in RESIZES:
+        raise InvalidRequest(
+            f"resize is {given.resize!r}{nearest(str(given.resize), RESIZES)}; it must be one of "
+            + ", ".join(RESIZES)
+        )
+    blur = checks.number("mask_blur", given.mask_blur, 0, MOST_BLUR)
+    if blur and given.mask is None and given.outpaint is None:
+        raise InvalidRequest("mask_blur is about a mask: give mask too, or leave it out")
     if given.image is None:
         if alone := [name for name in _OF_IMAGE if getattr(given, name) is not None]:
             raise InvalidRequest(f"{alone[0]} is about an image: give image too, or leave it out")
         width = sizes.width if given.width is None else given.width
         height = sizes.height if given.height is None else given.height
         return Start(checks.side("width", width, sizes), checks.side("height", height, sizes))
-    if given.resize not in RESIZES:
-        raise InvalidRequest(
-            f"resize is {given.resize!r}{nearest(str(given.resize), RESIZES)}; it must be one of "
-            + ", ".join(RESIZES)
-        )
     around = _sides(given.outpaint)
     image = opened("image", given.image)
     mask = None if given.mask is None else opened("mask", given.mask, "L")
-    blur = checks.number("mask_blur", given.mask_blur, 0, MOST_BLUR)
     margin = given.mask_margin
     if margin is not None:
         margin = checks.whole("mask_margin", margin, 0, MOST_PIXELS)
@@ -93,6 +103,38 @@ def start(given: Request, sizes: Sizes) -> Start:
         outpaint=around,
     )
     return Start(width, height, made, *_parts(given, made))
+
+
+def second_pass(given: Request, begin: Start, sizes: Sizes) -> Request | None:
+    """The request of the second pass, from a picture of the first one's size; None for none.
+
+    Raises InvalidRequest.
+    """
+    if given.hires is None:
+        return None
+    asked = checks.by_name("hires", given.hires)
+    if odd := [name for name in asked if name not in ("scale", *HIRES)]:
+        raise InvalidRequest(
+            f"hires has {odd[0]!r}{nearest(odd[0], HIRES)}; it may have scale, {', '.join(HIRES)}"
+        )
+    if begin.masked:
+        raise InvalidRequest("hires draws the whole picture anew: leave out mask and outpaint")
+    scale = checks.number("hires scale", asked.pop("scale", SECOND_SCALE), 1, 8)
+    width, height = (
+        round(side * scale / sizes.multiple) * sizes.multiple
+        for side in (begin.width, begin.height)
+    )
+    usual = {} if "denoise" in asked else {"strength": SECOND_STRENGTH}
+    blank = Image.new("RGB", (begin.width, begin.height))
+    over = {"resize": "stretch", **usual, **asked, "image": blank, "hires": None}
+    if "sampler" in asked:
+        over = {"sampler_parameters": {}, "discard_penultimate": None, **over}
+    if "schedule" in asked:
+        over = {"schedule_parameters": {}, **over}
+    elif given.sigmas is not None:  # the first pass's own: here they are none but the bundle's
+        over["schedule"] = None
+    first = replace(given, strength=None, denoise=None, sigmas=None, width=width, height=height)
+    return replace(first, **over)
 
 
 def _parts(given: Request, made: Canvas) -> tuple[float | None, float | None]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from .errors import InvalidRequest
 from .prompt_files import Row
-from .request import Resolved
+from .request import Request
 from .sheets import Grid
 
 REPLACED = "replace"
@@ -49,14 +49,14 @@ class Picture:
     row: its row's number
     place: the number of its value on every axis
     image: its number among the images of one request
-    request: of it alone
+    request: of it alone, with every default filled in
     name: of its file, without suffix
     """
 
     row: int
     place: tuple[int, ...]
     image: int
-    request: Resolved
+    request: Request
     name: str
 
 
@@ -159,7 +159,7 @@ def _images(pictures: Sequence[Picture]) -> list[_Side]:
     nothing where all have one image."""
     seeds: dict[int, set[int]] = {}
     for picture in pictures:
-        seeds.setdefault(picture.image, set()).add(picture.request.seed)
+        seeds.setdefault(picture.image, set()).add(picture.request.seed or 0)
     if len(seeds) == 1:
         return []
     labels = [

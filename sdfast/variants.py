@@ -95,12 +95,22 @@ class Variants:
         self._kept[key] = variant  # the latest is the last
         return variant
 
+    def key(self, named: Sequence[prompts.Lora]) -> loras.Key:
+        """See loras.Key. Raises LoraError or InvalidRequest."""
+        if not named:
+            return ()
+        from . import loras
+
+        return loras.key([self._found(one) for one in named], self._memory)
+
     def _found(self, named: prompts.Lora) -> loras.Lora:
         from . import loras
+        from .loras.files import check_weight
 
         own = self.plain.opened.bundle.path / loras.FOLDER
         folders = [own] if self._folder is None else [own, self._folder]
         try:
+            check_weight(named.weight)
             return loras.Lora(loras.find(named.name, folders), named.weight)
         except LoraError as error:
             raise InvalidRequest(f"the prompt, column {named.column}: {error}") from error

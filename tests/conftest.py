@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,19 @@ import pytest
 
 import sdfast
 from sdfast import store
+
+
+def pytest_configure() -> None:
+    """Each worker has its share of the cores, and starts a thread for each of them alone: threads
+    that wait for one another, on cores that other workers use, take ten times as long."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is None or not hasattr(os, "sched_setaffinity"):
+        return
+    number, workers = int(worker.removeprefix("gw")), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    cores = sorted(os.sched_getaffinity(0))
+    own = cores[number % len(cores) :: workers]
+    os.sched_setaffinity(0, own)
+    os.environ["OMP_NUM_THREADS"] = str(len(own))  # torch counts those of others too
 
 
 @pytest.fixture(scope="session", autouse=True)

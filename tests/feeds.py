@@ -42,6 +42,8 @@ def _sides(name: str) -> tuple[int, ...]:
     """Those that may vary."""
     if name.startswith("residual_"):
         return 1, 1, 1, 1
+    if name.startswith("adapter_"):
+        return 1, 1, 1
     if name in ("image", "condition"):
         return ROWS, 8 * HEIGHT, 8 * WIDTH
     if name in ("context", "keys_values"):

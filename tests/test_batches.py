@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 import sdfast
-from sdfast import batches, images, sweeps
+from sdfast import batches, images, store, sweeps
 from sdfast.errors import InvalidRequest, OutputError
 from sdfast.picture_folder import SIDECAR, Folder
 from sdfast.prompt_files import Row
@@ -26,7 +27,7 @@ QUICK = {"steps": 1, "width": 64, "height": 64}
 def expanded(
     demo: sdfast.Pipeline, *rows: Row, axes: tuple[Axis, ...] = (), **shared: object
 ) -> list[Picture]:
-    found, failures = batches.expand(rows, QUICK | shared, axes, demo.bundle, Origin.of(demo))
+    found, failures = batches.expand(rows, QUICK | shared, axes, demo, Origin.of(demo))
     assert failures == []
     return found
 
@@ -65,7 +66,7 @@ def test_a_name_tells_everything_apart_that_shapes_a_picture_and_nothing_else(
 
     def name(origin: Origin = origin, **values: object) -> str:
         row = Row("", {"prompt": "a red star", **QUICK, **values})
-        (picture,), _ = batches.expand([row], {}, (), demo.bundle, origin)
+        (picture,), _ = batches.expand([row], {}, (), demo, origin)
         return picture.name
 
     assert name() == name(seed=0) == name(negative_prompt="", sampler="DPM++ 2M")
@@ -90,7 +91,7 @@ def test_a_name_tells_everything_apart_that_shapes_a_picture_and_nothing_else(
 def test_what_cannot_be_drawn_is_told_with_its_row_and_place(demo: sdfast.Pipeline) -> None:
     rows = (STAR, Row("line 2", {"prompt": ""}), Row("line 3", {}))
     axes = (Axis("steps", (1, 5000)),)
-    found, failures = batches.expand(rows, {}, axes, demo.bundle, Origin.of(demo))
+    found, failures = batches.expand(rows, {}, axes, demo, Origin.of(demo))
     assert [picture.place for picture in found] == [(0,)]
     assert [failure.place for failure in failures] == [
         "line 1, steps 5000",
@@ -98,7 +99,7 @@ def test_what_cannot_be_drawn_is_told_with_its_row_and_place(demo: sdfast.Pipeli
     ]
     assert "from 1 to 1000" in failures[0].reason
     with pytest.raises(InvalidRequest, match=r"line 2, steps 1: the prompt is empty"):
-        batches.expand(rows[1:], {}, axes, demo.bundle, Origin.of(demo))
+        batches.expand(rows[1:], {}, axes, demo, Origin.of(demo))
 
 
 def test_a_row_may_not_give_what_the_sweep_varies(demo: sdfast.Pipeline) -> None:
@@ -108,7 +109,7 @@ def test_a_row_may_not_give_what_the_sweep_varies(demo: sdfast.Pipeline) -> None
         (own, Axis("eta", (0.0, 1.0), "sampler_parameters")),
     ):
         with pytest.raises(InvalidRequest, match=f"{row.place} gives {axis.name}, which the sweep"):
-            batches.expand([row], {}, (axis,), demo.bundle, Origin.of(demo))
+            batches.expand([row], {}, (axis,), demo, Origin.of(demo))
 
 
 def test_runs_hold_every_picture_once_and_those_of_one_shape_and_plan_together(
@@ -144,7 +145,7 @@ def test_pictures_are_those_of_requests_alone_and_are_found_again(
         batches.runs(pictures)[0] + batches.runs(pictures)[1], lines, strict=True
     ):
         request, bundle = images.read_request(folder.file(picture.name))
-        assert request == picture.request.as_request()
+        assert request == picture.request
         assert bundle == line["origin"]["bundle"] == "demo"
         assert sdfast.Request.from_dict(line["request"]) == request
         with Image.open(folder.file(picture.name)) as image:
@@ -152,7 +153,7 @@ def test_pictures_are_those_of_requests_alone_and_are_found_again(
         assert set(line["seconds"]) == {"text_encoder", "unet", "vae_decoder", "total"}
         assert line["together"] == 2
     again = Folder(tmp_path, "png", Origin.of(demo))
-    assert all(again.has(p.name, p.request.as_request()) for p in pictures)
+    assert all(again.has(p.name, p.request) for p in pictures)
     assert len((tmp_path / SIDECAR).read_text().splitlines()) == len(pictures)
 
 
@@ -168,7 +169,7 @@ def test_a_picture_cut_off_is_none_and_one_without_a_line_gets_it(
     sidecar = tmp_path / SIDECAR
     sidecar.write_bytes(sidecar.read_bytes()[:-20])  # as if killed while the last line was written
     folder = Folder(tmp_path, "png", origin)
-    assert [folder.has(p.name, p.request.as_request()) for p in pictures] == [False, True]
+    assert [folder.has(p.name, p.request) for p in pictures] == [False, True]
     first, broken, last = sidecar.read_text().splitlines()
     with pytest.raises(json.JSONDecodeError):
         json.loads(broken)
@@ -259,3 +260,50 @@ def test_a_picture_that_is_drawn_from_another_is_named_by_its_pixels(
         return picture.name
 
     assert name("red") == name("red") != name("blue")
+
+
+def test_a_picture_is_named_by_the_content_of_its_loras_and_controlnets(
+    demo: sdfast.Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "pine.safetensors"
+    monkeypatch.setattr(demo._variants, "_folder", tmp_path)
+    control = tmp_path / "control"
+    shutil.copytree(store.find("demo-control"), control)
+    given = {"control": {"bundle": str(control), "image": Image.new("RGB", (64, 64))}}
+
+    def names() -> tuple[str, ...]:
+        rows = (
+            Row("line 1", {"prompt": "a <lora:pine> star"}),
+            Row("line 2", {"prompt": "a star", "hires": {"prompt": "a <lora:pine> star"}}),
+            Row("line 3", {"prompt": "a star", **given}),
+        )
+        return tuple(picture.name for picture in expanded(demo, *rows))
+
+    file.write_bytes(b"one")
+    before = names()
+    assert names() == before
+    file.write_bytes(b"two")
+    manifest = json.loads((control / "bundle.json").read_text())
+    (control / "bundle.json").write_text(json.dumps({**manifest, "name": "another"}))
+    assert [new != old for new, old in zip(names(), before, strict=True)] == [True] * 3
+
+
+def test_each_image_of_a_request_has_the_map_of_its_own(
+    demo: sdfast.Pipeline, tmp_path: Path
+) -> None:
+    maps = [str(tmp_path / f"{colour}.png") for colour in ("red", "black")]
+    for file in maps:
+        Image.new("RGB", (64, 64), Path(file).stem).save(file)
+    given = {"bundle": "demo-control", "image": maps}
+    row = Row("line 1", {"prompt": "a red star", "control": given})
+    pictures = expanded(demo, row, count=2)
+    folder = Folder(tmp_path / "out", "png", Origin.of(demo))
+    drawn = list(batches.draw(batches.runs(pictures), demo, folder))
+    assert all(isinstance(outcome, list) for outcome in drawn)
+    for picture, file in zip(pictures, maps, strict=True):
+        request, _ = images.read_request(folder.file(picture.name))
+        assert request.control == ({"bundle": "demo-control", "image": file},)
+        own = {**given, "image": file}
+        seed = picture.image
+        (alone,) = expanded(demo, Row("", {**row.values, "control": own}), seed=seed)
+        assert alone.name == picture.name

@@ -40,6 +40,20 @@ def test_a_picture_is_read_from_memory_a_file_and_a_data_url(tmp_path: Path) -> 
         assert same(opened("image", value), picture)
 
 
+def test_pictures_that_programs_are_run_for_are_refused(tmp_path: Path) -> None:
+    photo().save(tmp_path / "a.png", "EPS")
+    with pytest.raises(InvalidRequest, match="no picture that can be read: give one of AVIF, BMP"):
+        opened("image", tmp_path / "a.png")
+
+
+def test_grey_of_16_bits_keeps_its_levels(tmp_path: Path) -> None:
+    levels = np.linspace(0, 65535, 96 * 64).astype(np.uint16).reshape(64, 96)
+    Image.fromarray(levels).save(tmp_path / "depth.png")
+    found = np.asarray(opened("image", tmp_path / "depth.png"), np.float64)
+    assert found.shape == (64, 96, 3)
+    assert np.abs(found - levels[:, :, None] / 257).max() <= 0.5 + 1e-6
+
+
 def test_a_camera_that_was_turned_is_turned_back(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
@@ -76,6 +90,8 @@ def test_a_picture_that_would_fill_the_memory_is_refused(monkeypatch: pytest.Mon
 def test_a_picture_in_memory_is_told_by_its_pixels() -> None:
     assert told(photo()) == told(photo()) != told(photo(seed=1))
     assert told("a.png") == "a.png"
+    assert told(url(photo())) == told(url(photo())) != told(url(photo(seed=1)))
+    assert len(told(url(photo()))) < 80  # a file's metadata has no room for pictures
     assert told(None) is None
 
 

@@ -44,7 +44,7 @@ def test_weights_are_those_of_the_step_that_an_evaluation_belongs_to() -> None:
 
 
 def test_residuals_are_of_the_levels_of_the_unet() -> None:
-    made = control.residuals(CONTROL, 2, (16, 8))
+    made = control.added(CONTROL, 2, (16, 8))
     assert [made[f"residual_{k}"].shape[2:] for k in range(6)] == [
         (16, 8),
         (16, 8),
@@ -54,6 +54,17 @@ def test_residuals_are_of_the_levels_of_the_unet() -> None:
         (4, 2),
     ]
     assert made["residual_mid"].shape == (2, 64, 4, 2)
+
+
+def test_a_bundle_that_steers_nothing_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="demo is for task text; control takes one of task"):
+        control.check(DEMO, DEMO)
+    control.check(CONTROL, DEMO)
+
+
+def test_what_the_unet_takes_is_named_by_place_and_level() -> None:
+    taken = [name for name in control.absent(DEMO) if name.startswith("adapter_")]
+    assert taken == ["adapter_0_1", "adapter_1_1", "adapter_2_2", "adapter_3_2"]
 
 
 def test_a_map_is_scaled_without_new_colours() -> None:
@@ -103,6 +114,21 @@ def test_a_request_with_control_goes_to_json_and_back() -> None:
 def test_what_cannot_be_meant_is_refused(given: Any, word: str) -> None:
     with pytest.raises(InvalidRequest, match=word):
         control.controls(given, SIZE, 2)
+
+
+def test_its_bundle_may_be_a_path() -> None:
+    folder = store.find("demo-control")
+    assert one(bundle=folder).bundle == str(folder)
+    request = Request("a star", control={"bundle": folder, "image": "map.png"})
+    (told,) = json.loads(json.dumps(request.to_dict()))["control"]
+    assert told == {"bundle": str(folder), "image": "map.png"}
+
+
+@pytest.mark.parametrize("odd", ["abc", 5, [1]])
+def test_what_is_no_control_is_told_as_it_is_and_refused(odd: Any) -> None:
+    request = Request.from_dict(Request("a star", control=odd).to_dict())
+    with pytest.raises(InvalidRequest, match="control is"):
+        resolve(request, DEMO)
 
 
 def test_control_is_of_every_evaluation() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,6 +79,29 @@ def test_the_line_and_the_request_tell_how_guidance_was_limited(tmp_path: Path) 
     assert "CFG scale: 4.5, CFG rescale: 0.7, CFG interval: 0.3-5, Seed" in line
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"strength": 0.6, "image": "a.png"}, "demo, Denoising strength: 0.6, RNG"),
+        ({"clip_skip": 1}, "Clip skip: 2, RNG"),
+        ({"hires": {"scale": 1.5, "strength": 0.3}}, "strength: 0.3, Hires upscale: 1.5"),
+    ],
+)
+def test_the_line_tells_what_is_redrawn_as_others_do(given: dict[str, Any], told: str) -> None:
+    assert told in infotext.write(replace(REQUEST, **given), "demo", "0.1.0")
+
+
+@pytest.mark.parametrize("form", images.FORMATS)
+def test_what_is_too_long_for_a_file_is_left_out_of_it(form: str, tmp_path: Path) -> None:
+    file = tmp_path / f"picture.{form}"
+    long = replace(REQUEST, prompt="a red star, " * 1600)
+    file.write_bytes(images.encode(picture(), form, long, "demo", "0.1.0"))
+    assert images.read_request(file) == (long, "demo")
+    endless = replace(REQUEST, negative_prompt="«" * 20_000)  # six bytes each in JSON
+    file.write_bytes(images.encode(picture(), form, endless, "demo", "0.1.0"))
+    assert images.whole(file)
+
+
 def test_pictures_from_before_a_parameter_existed_still_load(tmp_path: Path) -> None:
     old = REQUEST.to_dict()
     del old["guidance_rescale"], old["guidance_interval"]
@@ -103,6 +127,7 @@ MADE = Provenance(
     ),
     Inputs({"image": "sha256:1"}, {}, {"ink": "2"}),
     4,
+    3,
 )
 
 
@@ -136,8 +161,9 @@ def test_a_damaged_record_is_refused(made: object, tmp_path: Path) -> None:
     info.add_itxt("sdfast", json.dumps(said))
     file = tmp_path / "odd.png"
     picture().save(file, pnginfo=info)
-    with pytest.raises(InvalidRequest, match="carries no request of sdfast"):
+    with pytest.raises(InvalidRequest, match="damaged or of a newer sdfast"):
         images.read(file)
+    assert images.read_request(file) == (REQUEST, "demo")
 
 
 def test_pictures_of_a1111_tell_their_request_too(tmp_path: Path) -> None:

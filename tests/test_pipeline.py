@@ -18,6 +18,7 @@ from sdfast.request import Request, resolve
 from sdfast.schedules import NoiseSchedule
 
 PROMPT = "a large red circle on a blue background"
+LORAS = Path(__file__).parent.parent / "export" / "demo" / "lora"
 
 
 def levels_apart(a: Image.Image, b: Image.Image) -> int:
@@ -242,6 +243,37 @@ def test_the_decoder_opens_no_earlier_than_it_is_needed(monkeypatch: pytest.Monk
     assert "unet" in seen[0]
     assert "vae_decoder" not in seen[0]
     assert opened[-1] == "vae_decoder"
+
+
+def test_a_controlnet_is_opened_once_for_all_loras_and_closed_to_spare_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened: list[str] = []
+    closed: list[str] = []
+
+    def watched(file: Path, *more: Any) -> Engine:
+        engine = open_engine(file, *more)
+        opened.append(file.stem)
+        close = engine.close
+
+        def closing() -> None:
+            closed.append(file.stem)
+            close()
+
+        monkeypatch.setattr(engine, "close", closing)
+        return engine
+
+    open_engine = backends.open_engine
+    monkeypatch.setattr(backends, "open_engine", watched)
+    pipe = sdfast.load("demo", "onnxruntime", low_memory=True, lora_dir=LORAS)
+    control = {"bundle": "demo-control", "image": Image.new("RGB", (64, 64))}
+    given: dict[str, Any] = {"steps": 1, "width": 64, "height": 64, "control": control}
+    given["image"] = control["image"]
+    for words in ("", "<lora:pine>"):
+        pipe(PROMPT + words, **given)
+    assert opened.count("controlnet") == 1
+    assert opened.count("unet_adapters") == 2
+    assert closed.count("controlnet") == closed.count("vae_encoder") == 2
 
 
 @pytest.mark.parametrize(

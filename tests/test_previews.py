@@ -125,6 +125,8 @@ def test_previews_come_every_so_many_evaluations_but_the_last() -> None:
     assert watched(3, 7, False)[1] == [None, None, False, None, None, False, None]
     with pytest.raises(InvalidRequest, match="1 or more"):
         previews.every(0, lambda _: [], lambda *_: None)
+    with pytest.raises(InvalidRequest, match="preview_every is '5'"):
+        previews.every("5", lambda _: [], lambda *_: None)  # type: ignore[arg-type]
 
 
 def test_previews_of_a_run_stand_side_by_side() -> None:

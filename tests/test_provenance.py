@@ -31,6 +31,8 @@ def test_it_goes_to_json_and_back(demo: sdfast.Pipeline) -> None:
     made = Provenance(Origin.of(demo), Inputs({"image": "sha256:1"}, {"c": "2"}, {"ink": "3"}), 2)
     raw = json.loads(json.dumps(made.to_dict()))
     assert Provenance.from_dict(raw) == made
+    with pytest.raises(ValueError, match="place is 2 among 2"):
+        Provenance.from_dict({**raw, "place": 2})
     with pytest.raises(ValueError, match="together"):
         Provenance.from_dict({**raw, "together": True})
 

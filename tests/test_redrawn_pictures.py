@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,6 +131,18 @@ def test_strength_0_is_the_picture_and_1_is_noise_alone(usual: sdfast.Pipeline) 
     assert anew.tobytes() == plain.tobytes()
     masked = usual(prompt, image=image, mask=mask(), strength=0).images[0]
     assert masked.tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize("part", ["strength", "denoise"])
+@pytest.mark.parametrize("resize", ["stretch", "latent"])
+def test_a_second_pass_of_strength_0_scales_alone(
+    demo: sdfast.Pipeline, part: str, resize: str
+) -> None:
+    given: dict[str, Any] = {"seed": 3, "steps": 2, "width": 64, "height": 64}
+    (first,) = demo("a large red star", **given).images
+    second = {"scale": 1.5, part: 0, "resize": resize}
+    (large,) = demo("a large red star", **given, hires=second).images
+    assert large.tobytes() == first.resize((96, 96), Image.Resampling.LANCZOS).tobytes()
 
 
 def test_a_picture_is_the_same_at_every_place_of_a_batch(demo: sdfast.Pipeline) -> None:

@@ -39,6 +39,7 @@ def drawn(
         origin or Origin.of(pipe),
         provenance.inputs(request, provenance.lora_folders(pipe.bundle, lora_dir)),
         len(result.images),
+        which,
     )
     single = replace(result.request, seed=result.seeds[which], count=1)
     form = file.suffix.lstrip(".")
@@ -66,6 +67,7 @@ def test_a_picture_that_is_drawn_again_is_the_same(demo: sdfast.Pipeline, tmp_pa
         difference=Difference(0, 64 * 64, 0, 0.0),
         changes=(),
         now=Origin.of(demo),
+        together=1,
     )
 
 
@@ -74,7 +76,27 @@ def test_one_of_several_is_the_same_when_it_is_drawn_alone(
 ) -> None:
     found = replay(drawn(demo, tmp_path / "a.png", 2, **MANY))
     assert found.same
+    assert found.together == 1
     assert found.changes == (Change("together", "3", "1"),)
+
+
+def test_one_that_is_another_alone_is_drawn_among_those_that_it_was_drawn_with(
+    demo: sdfast.Pipeline, tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino")
+    pipe = sdfast.load("demo", backend="openvino")
+    seed = 2**64 - 2  # the third one's is 0
+    together = {"count": 4, "steps": 6, "seed": seed, "width": 128, "height": 128}
+    files = [drawn(pipe, tmp_path / f"{which}.png", which, **together) for which in range(4)]
+    found = [replay(file) for file in files]
+    assert all(one.same for one in found)
+    assert {one.together for one in found} <= {1, 4}
+    assert all(one.changes == () for one in found if one.together == 4)
+    made = images.read(files[0]).made
+    assert made is not None
+    silent = replace(made, together=1, place=0)
+    alone = replay(changed(files[0], made=silent.to_dict()))
+    assert alone.same is (found[0].together == 1)
 
 
 @pytest.mark.parametrize("form", ["jpg", "webp"])

@@ -180,6 +180,8 @@ def test_where_a_sampler_wants_it_the_smallest_level_is_left_out(demo: Bundle) -
         ({"guidance_interval": ("0", "1")}, InvalidRequest, "two noise levels"),
         ({"guidance_interval": "0,5"}, InvalidRequest, "two noise levels"),
         ({"guidance_interval": 5.0}, InvalidRequest, "two noise levels"),
+        ({"prompt": "a \ud83d"}, InvalidRequest, "prompt, column 3: half of a surrogate pair"),
+        ({"negative_prompt": "\ud83d"}, InvalidRequest, "negative_prompt, column 1: half"),
         ({"seed": -1}, InvalidRequest, "seed"),
         ({"seed": 2**64}, InvalidRequest, "seed"),
         ({"count": 0}, InvalidRequest, "from 1 to 64"),

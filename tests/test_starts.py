@@ -91,6 +91,13 @@ def test_a_second_pass_differs_in_what_it_is_told() -> None:
     assert found.as_request().to_dict()["hires"]["scale"] == 1.5
 
 
+def test_a_second_pass_after_sigmas_is_of_the_bundles_schedule() -> None:
+    found = resolved(sigmas=(14.0, 3.0, 0.5, 0.0), hires={"scale": 1.5, "steps": 6})
+    assert found.second is not None
+    assert found.second.schedule == DEMO.defaults.schedule
+    assert len(found.second.sigmas) - 1 == 3
+
+
 def test_a_request_with_a_picture_goes_to_json_and_back() -> None:
     request = Request("a star", image="a.png", outpaint=(1, 2, 3, 4), hires={"scale": 2})
     assert Request.from_dict(json.loads(json.dumps(request.to_dict()))) == request
@@ -104,6 +111,9 @@ def test_a_request_with_a_picture_goes_to_json_and_back() -> None:
     ("given", "word"),
     [
         ({"strength": 0.5}, "strength is about an image"),
+        ({"resize": "corp"}, "did you mean 'crop'"),
+        ({"mask_blur": 4}, "mask_blur is about a mask"),
+        ({"image": PICTURE, "mask_blur": 4}, "mask_blur is about a mask"),
         ({"mask": WHITE}, "mask is about an image"),
         ({"image": PICTURE, "strength": 1.5}, "strength is 1.5; it must be a number from 0 to 1"),
         ({"image": PICTURE, "strength": 0.5, "denoise": 0.5}, "leave one of them out"),

@@ -24,10 +24,12 @@ from .layers import (
     silu,
     upsample,
 )
+from .t2i_adapter import feature
 
 OUTER = 1
 """Layers of the up half that unet_shallow has, counted from the end: at most those of its last
 block. With each more, one more of the down half, whose output it reads, is run at cached steps."""
+_MID = "mid_block"
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Shared:
     times: a ResNet block's path → its projected time, [R, C, 1, 1]
     keys_values: a cross-attention's path → its keys and values, [R, n, C] each
     image_keys_values: the same for the tokens of an image prompt, [R, m, C] each; or none
+    added: a module's path → the input that a T2I-Adapter adds to its output; or none
     """
 
     config: Mapping[str, Any]
@@ -59,6 +62,7 @@ class Shared:
     times: Mapping[str, str]
     keys_values: Mapping[str, tuple[str, str]]
     image_keys_values: Mapping[str, tuple[str, str]]
+    added: Mapping[str, str]
 
 
 def unet(
@@ -75,16 +79,17 @@ def unet(
         all that `shallow` needs of the others
     pooled: the width of the pooled text where the model takes it; 0 for SDXL base's
     adapters: also takes ControlNet's residuals, residual_0 … and residual_mid, each added to the
-        output of its layer, and image_keys_values [R, m, K], tokens that every cross-attention
-        reads beside the text's (arXiv:2308.06721). A residual [1, 1, 1, 1] of 0, and one token of
-        zeros, change nothing.
+        output of its layer, what T2I-Adapters add (`places`), and image_keys_values [R, m, K],
+        tokens that every cross-attention reads beside the text's (arXiv:2308.06721). A residual
+        [1, 1, 1, 1] and what an adapter adds, [1, C, 1, 1], of 0, and one token of zeros, change
+        nothing.
     """
     conditions.check(config)
     g = Graph(shapes)
     latent = _latent(g, config, options)
     shared = _shared(g, config, options, pooled, adapters)
     skips = list(_down(g, shared, conv(g, latent, "conv_in")))
-    x = _mid(g, shared, skips[-1])
+    x = _added(g, shared, _mid(g, shared, skips[-1]), _MID)
     if adapters:
         residuals = [_residual(g, f"residual_{k}") for k in range(len(skips))]
         pairs = zip(skips, residuals, strict=True)
@@ -165,6 +170,31 @@ def skips(g: Graph) -> list[tuple[int, int]]:
     return found
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a T2I-Adapter adds: to the output of the module at `path`, of so many channels, whose
+    sides are the latent's halved `level` times. input: what is added, [R, channels, h, w]"""
+
+    path: str
+    input: str
+    channels: int
+    level: int
+
+
+def places(g: Graph) -> list[Place]:
+    """Where T2I-Adapters add (arXiv:2302.08453): to each block of the down half, before it halves
+    the sides if it has transformers and after that if not, as diffusers does; then to the middle.
+    What goes to the other half has it too."""
+    found: list[tuple[str, int, int]] = []
+    for level, block in enumerate(g.children("down_blocks")):
+        last = _layers(g, block, "downsamplers", level)[-1]
+        halved = last.sampler is not None and last.transformer is None
+        path = last.transformer or last.sampler or last.resnet
+        found.append((path, _channels(g, last), level + halved))
+    found.append((_MID, found[-1][1], len(found) - 1))
+    return [Place(p, feature(k, at), channels, at) for k, (p, channels, at) in enumerate(found)]
+
+
 def outer_resnet(g: Graph) -> tuple[str, int]:
     """The ResNet block that reads features first, and their channels; a skip's come after them."""
     return _up_layers(g)[-OUTER].resnet, _feature_channels(g)
@@ -224,6 +254,12 @@ def _residual(g: Graph, name: str) -> str:
     return g.input(name, "f32", [f"{name}.{axis}" for axis in ("rows", "channels", "h", "w")])
 
 
+def _added(g: Graph, shared: Shared, x: str, path: str) -> str:
+    """The output x of the module at `path`, with what a T2I-Adapter adds there, if anything."""
+    name = shared.added.get(path)
+    return x if name is None else g.add("Add", x, name, name=f"{name}.added")
+
+
 def _give_residual(g: Graph, x: str, scale: str, name: str, path: str) -> None:
     scaled = g.add("Mul", x, scale, name=f"{name}.scaled")
     channels = g.shapes[f"{path}.weight"][0]
@@ -254,18 +290,24 @@ def _shared(
         modules = [m for m in modules if any(t and m.startswith(f"{t}.") for _, t in kept)]
     times = conditions.times(g, config, options, pooled, resnets)
     keys_values = conditions.keys_values(g, options, modules)
-    images = conditions.pairs(g, "image_keys_values", "image_tokens", modules) if adapters else {}
-    return Shared(config, options, times, keys_values, images)
+    images, added = {}, {}
+    if adapters:
+        images = conditions.pairs(g, "image_keys_values", "image_tokens", modules)
+        for place in places(g):
+            rows, h, w = (f"{place.input}.{axis}" for axis in ("rows", "h", "w"))
+            added[place.path] = g.input(place.input, "f32", [rows, place.channels, h, w])
+    return Shared(config, options, times, keys_values, images, added)
 
 
 def _down(g: Graph, shared: Shared, x: str) -> Iterator[str]:
     """The outputs that go to the other half, each written to the graph when it is asked for."""
     yield x
     for layer in _down_layers(g):
-        x = _layer(g, shared, x, layer)
+        x = _added(g, shared, _layer(g, shared, x, layer), layer.transformer or layer.resnet)
         yield x
         if layer.sampler:
             x = conv(g, x, f"{layer.sampler}.conv", stride=2)
+            x = _added(g, shared, x, layer.sampler)
             yield x
 
 

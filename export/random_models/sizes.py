@@ -36,7 +36,8 @@ class Sizes:
 
 
 _UNET, _VAE, _TINY_VAE = "UNet2DConditionModel", "AutoencoderKL", "AutoencoderTiny"
-_CONTROL, _TEXT, _PROJECTED = "ControlNetModel", "CLIPTextModel", "CLIPTextModelWithProjection"
+_CONTROL, _ADAPTER = "ControlNetModel", "T2IAdapter"
+_TEXT, _PROJECTED = "CLIPTextModel", "CLIPTextModelWithProjection"
 _XL = (("force_zeros_for_empty_prompt", True),)
 _REFINER = (("force_zeros_for_empty_prompt", False), ("requires_aesthetics_score", True))
 
@@ -60,6 +61,15 @@ def _controlnet(unet: Config, *outer: int) -> Config:
     left_out = ("sample_size", "up_block_types", "in_channels", "upcast_attention")
     kept = {key: value for key, value in unet.items() if key not in left_out}
     return kept | {"conditioning_embedding_out_channels": list(outer)}
+
+
+def _adapter(unet: Config) -> Config:
+    """A T2I-Adapter for it: SDXL's adds to the middle too."""
+    channels = unet["block_out_channels"]
+    if "addition_embed_type" not in unet:
+        return {"channels": channels}
+    kind = {"adapter_type": "full_adapter_xl", "downscale_factor": 16}
+    return {"channels": [*channels, channels[-1]], **kind}
 
 
 def _vae(side: int, channels: tuple[int, ...], scale: float, **rest: Any) -> Config:
@@ -146,6 +156,8 @@ def _sizes_of(
         ),
         "sd15-controlnet": alone("controlnet", _CONTROL, _controlnet(sd1, *outer)),
         "sdxl-controlnet": alone("controlnet", _CONTROL, _controlnet(xl, *outer)),
+        "sd15-t2i-adapter": alone("t2i_adapter", _ADAPTER, _adapter(sd1)),
+        "sdxl-t2i-adapter": alone("t2i_adapter", _ADAPTER, _adapter(xl)),
         "taesd": alone("vae", _TINY_VAE, tiny_vae),
         "taesdxl": alone("vae", _TINY_VAE, tiny_vae),
     }

@@ -21,6 +21,7 @@ from .generate import generate
 from .replay import replay
 from .serve import serve
 from .show import doctor, info, samplers
+from .triton import export_triton
 
 
 class _Commands(click.Group):
@@ -58,6 +59,9 @@ def main() -> None:
     """
 
 
-_ALL = (generate, batch, replay, serve, export, build, recipes, info, samplers, bench, doctor)
-for command in _ALL:
+for command in (
+    *(generate, batch, replay, serve),
+    *(export, build, recipes, export_triton),
+    *(info, samplers, bench, doctor),
+):
     main.add_command(command)

@@ -79,10 +79,10 @@ def batch(
     shared, axes = swept(_lists(context, options))
     pipe = load(bundle, **opening)
     origin = origin_of(pipe, opening)
-    pictures, failures = expand(rows, shared, axes, pipe.bundle, origin)
+    pictures, failures = expand(rows, shared, axes, pipe, origin)
     folder = Folder(out, form, origin, lora_folders(pipe.bundle, opening["lora_dir"]))
     different = {picture.name: picture for picture in pictures}
-    there = {n for n, p in different.items() if folder.has(n, p.request.as_request())}
+    there = {n for n, p in different.items() if folder.has(n, p.request)}
     missing = runs(picture for name, picture in different.items() if name not in there)
     drawn = _draw(missing, pipe, folder, failures, as_json)
     whole = [picture for picture in pictures if picture.name in there | drawn]
@@ -117,6 +117,11 @@ def _lists(context: click.Context, options: dict[str, Any]) -> dict[str, Any]:
         lists["discard_penultimate"] = (discard,)
     if (words := lists.get(REPLACED)) is not None:
         lists[REPLACED] = tuple(part.strip() for part in words.split(","))
+        if len(lists[REPLACED]) < 2:
+            raise InvalidRequest(
+                f"--replace is {words!r}; it must be the words that are replaced and others, as "
+                "red,green,blue"
+            )
     return lists
 
 

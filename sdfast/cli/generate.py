@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from ..pipeline import Pipeline, Result
+    from ..prompt_files import Row
     from ..provenance import Provenance
     from ..request import Request
 
@@ -118,7 +119,17 @@ def _requests(
     if source is not None:
         return [Request.from_dict(overlaid(read_request(source)[0].to_dict(), given))]
     rows = [Row("", {"prompt": prompt})] if prompts is None else read(prompts)
-    return [Request.from_dict(overlaid(given, row.values)) for row in rows]
+    return [_of_row(row, given) for row in rows]
+
+
+def _of_row(row: Row, given: dict[str, Any]) -> Request:
+    from ..request import Request
+    from ..request_text import overlaid
+
+    try:
+        return Request.from_dict(overlaid(given, row.values))
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{row.place}: {error}" if row.place else str(error)) from error
 
 
 def _check_out(out: Path, several: bool) -> None:
@@ -145,10 +156,11 @@ def _write(result: Result, pipe: Pipeline, out: Path, form: str, made: Provenanc
     from ..store import write_atomically
 
     files = []
-    for image, seed in zip(result.images, result.seeds, strict=True):
-        single = replace(result.request, seed=seed, count=1)
+    for place, (image, seed) in enumerate(zip(result.images, result.seeds, strict=True)):
+        single = result.request.alone(place)
         file = out if out.suffix else _free_name(out, result.request.prompt, seed, form)
-        write_atomically(file, encode(image, form, single, pipe.bundle.name, __version__, made))
+        own = replace(made, place=place)
+        write_atomically(file, encode(image, form, single, pipe.bundle.name, __version__, own))
         files.append(file)
     return files
 

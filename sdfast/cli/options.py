@@ -93,8 +93,8 @@ _PARAMETERS = (
     ),
     _Parameter(
         *("--control", "control", "BUNDLE=MAP [NAME=VALUE …]"),
-        "Steer by a ControlNet's bundle and a picture, with weight=, start=, end= or "
-        "preprocess=canny; may be given again.",
+        "Steer by the bundle of a ControlNet or T2I-Adapter and a picture, with weight=, start=, "
+        "end= or preprocess=canny; may be given again.",
         joined=";",
     ),
     _Parameter(

@@ -33,7 +33,8 @@ def replay(
     lora_dir: Path | None,
     as_json: bool,
 ) -> None:
-    """Draw PICTURE, a file of sdfast, again and compare all pixels.
+    """Draw PICTURE, a file of sdfast, again and compare all pixels: alone and, where that is
+    another picture, among those that it was drawn with.
 
     Exits with 0 where it is the same bit for bit, 1 where it differs, 2 where it cannot be drawn
     again.
@@ -59,6 +60,7 @@ def told(found: Replayed) -> list[str]:
     """What came of it, in words."""
     now = found.now
     by = f"{now.backend} {now.backend_version}, {now.precision}, {now.machine}"
+    by = by if found.together == 1 else f"{by}, among {found.together} drawn together"
     if found.same and found.lossy:
         return [f"the same, bit for bit, as what was drawn; {found.lossy} keeps it nearly ({by})"]
     if found.same:

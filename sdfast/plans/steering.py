@@ -1,4 +1,4 @@
-"""The ControlNets of a plan."""
+"""The ControlNets and T2I-Adapters of a plan."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from PIL import Image
 
 from .. import control
 from ..bundle import noise_schedule
-from ..devices.steering import Steered
+from ..devices.steering import Steered, own
 from ..opened import Opened
 from ..request import Resolved
 from ..tensors import Tensor
 
-_OWN = ("condition", "scale")  # of each ControlNet's inputs
+_OWN = ("condition", "scale")  # of each one's inputs
 
 
 class Steering:
-    """A U-Net with the ControlNets of a request beside it.
+    """A U-Net with the ControlNets and T2I-Adapters of a request beside it.
 
-    unet: the U-Net's tensors, all with G·B rows, to which those of the ControlNets are added;
+    unet: the U-Net's tensors, all with G·B rows, to which those of the others are added;
         tokens: of the context
     """
 
@@ -34,37 +34,48 @@ class Steering:
         self._tensors = unet
         keys = opened.inputs("unet_adapters")["image_keys_values"]
         unet["image_keys_values"] = Tensor.zeros(keys.sides(rows, 1), keys.dtype)
-        unet |= control.residuals(beside[0].bundle, rows, sides)
-        for k, one in enumerate(beside):
-            inputs = one.inputs("controlnet")
-            unet[f"{k}:condition"] = Tensor.empty(inputs["condition"].sides(rows, *size), "f32")
-            unet[f"{k}:scale"] = Tensor.empty((rows,), "f32")
-            for name, spec in inputs.items():
-                if name not in (*_OWN, *unet):  # what the U-Net reads hoisted, or not at all
-                    unet[name] = spec.empty(rows, tokens)
-            if len(beside) > 1:
-                own = control.residuals(one.bundle, rows, sides)
-                unet |= {f"{k}:{name}": tensor for name, tensor in own.items()}
+        for name, spec in control.absent(opened.bundle).items():
+            unet[name] = Tensor.zeros(spec.sides(rows, 1, 1, 1), spec.dtype)
+        kinds = [control.kind(one.bundle) for one in beside]
+        for k, (name, one) in enumerate(zip(kinds, beside, strict=True)):
+            inputs = one.inputs(name)
+            unet[f"{k}:condition"] = inputs["condition"].empty(rows, *size)
+            if name == "controlnet":
+                unet[f"{k}:scale"] = Tensor.empty((rows,), "f32")
+            for given, spec in inputs.items():
+                if given not in (*_OWN, *unet):  # what the U-Net reads hoisted, or not at all
+                    unet[given] = spec.empty(rows, tokens)
+            unet |= control.added(one.bundle, rows, sides)
+            if name == "t2i_adapter" or kinds.count(name) > 1:
+                alone = control.added(one.bundle, rows, sides)
+                unet |= {f"{k}:{given}": tensor for given, tensor in alone.items()}
         self._schedule = noise_schedule(opened.bundle.betas)
+        engines = [n.on_the_host(name) for name, n in zip(kinds, beside, strict=True)]
+        self._adapters = {k: e for k, e in enumerate(engines) if kinds[k] == "t2i_adapter"}
         self.network = Steered(
             opened.on_the_host("unet_adapters"),
             opened.on_the_host("unet"),
-            [one.on_the_host("controlnet") for one in beside],
+            {k: e for k, e in enumerate(engines) if kinds[k] == "controlnet"},
         )
 
     def tell(self, request: Resolved, images: range) -> None:
-        """Takes a request's weights, and its pictures for those of its images."""
+        """Takes a request's weights, and its pictures for those of its images, which T2I-Adapters
+        look at now: what they add is the same at every step."""
         for k, one in enumerate(request.controls):
             for picture in one.pictures:
                 control.check_palette(picture, self._bundles[k])
-            target = memoryview(self._tensors[f"{k}:condition"]).cast("B")
-            rows = [_units(one.pictures[image % len(one.pictures)]) for image in images]
-            half = b"".join(rows)
+            condition = self._tensors[f"{k}:condition"]
+            target = memoryview(condition).cast("B")
+            maps = [one.pictures[image % len(one.pictures)] for image in images]
+            half = b"".join(_units(m if condition.shape[1] == 3 else m.convert("L")) for m in maps)
             target[:] = half * (len(target) // len(half))
+            if k in self._adapters:
+                self._adapters[k].bind(own(self._tensors, k))
+                self._adapters[k].run()
         weights = control.weights(request.controls, request.sigmas, self._schedule.timestep)
         self.network.weights = weights
 
 
 def _units(picture: Image.Image) -> bytes:
-    """A picture as f32 [3, H, W], 0 … 1."""
+    """A picture as f32 [C, H, W], 0 … 1."""
     return b"".join(p.point(lambda v: v / 255, "F").tobytes() for p in picture.split())

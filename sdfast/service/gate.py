@@ -31,14 +31,9 @@ class Model:
 
 @dataclass(frozen=True)
 class Checked:
-    """A request that can be drawn.
-
-    request: with every default filled in, as the worker gets it; told: with digests in place of its
-        pictures
-    """
+    """A request that can be drawn. request: with every default filled in."""
 
     request: Request
-    told: Request
     resolved: Resolved
 
 
@@ -91,7 +86,7 @@ class Gate:
         full = replace(
             resolved.as_request(), image=checked.image, mask=checked.mask, control=control
         )
-        return Checked(full, given.told(full), resolved)
+        return Checked(full, resolved)
 
     def count(self, waiting: int, running: int, seconds: float) -> None:
         """Whether one more may wait. seconds: of work that is accepted already. Raises Overloaded,

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from .. import canvas, prompts
+from .. import prompts
 from ..bundle import Bundle
 from ..errors import InvalidRequest, nearest
 from ..request import Request
@@ -105,11 +105,16 @@ def size_of(name: str, data: bytes, limits: Limits) -> tuple[int, int]:
         ) from None
     if several:
         raise InvalidRequest(f"{name} is animated: send a picture of one frame")
+    _small_enough(name, (width, height), limits)
+    return width, height
+
+
+def _small_enough(name: str, size: tuple[int, int], limits: Limits) -> None:
+    width, height = size
     if width * height > limits.input_pixels:
         raise TooLarge(
             f"{name} is {width}×{height}; {limits.input_pixels} pixels are allowed: make it smaller"
         )
-    return width, height
 
 
 def data_url(data: bytes) -> str:
@@ -117,30 +122,11 @@ def data_url(data: bytes) -> str:
     return f"{_DATA}png;base64,{base64.b64encode(data).decode()}"
 
 
-def told(request: Request) -> Request:
-    """A checked request with digests in place of its pictures."""
-
-    def digest(name: str, url: Any) -> Any:
-        return None if url is None else canvas.told(canvas.opened(name, url))
-
-    def of_control(one: Mapping[str, Any]) -> dict[str, Any]:
-        maps = one["image"]
-        if isinstance(maps, list):
-            return {**one, "image": [digest("control's image", url) for url in maps]}
-        return {**one, "image": digest("control's image", maps)}
-
-    return replace(
-        request,
-        image=digest("image", request.image),
-        mask=digest("mask", request.mask),
-        control=None if request.control is None else tuple(map(of_control, request.control)),
-    )
-
-
 def _picture(name: str, value: object, limits: Limits) -> str | None:
     if value is None:
         return None
     if isinstance(value, Image.Image):
+        _small_enough(name, value.size, limits)
         buffer = io.BytesIO()
         value.save(buffer, "PNG", compress_level=1)
         return data_url(buffer.getvalue())

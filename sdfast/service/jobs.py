@@ -40,8 +40,7 @@ class Progress:
 class Outcome:
     """What a job brought.
 
-    images: one for each seed; request: with every default filled in, and digests in place of the
-        pictures that it brought
+    images: one for each seed; request: with every default filled in
     timings: seconds by stage: those of Result, and "queue"
     model: name of the bundle
     """
@@ -60,7 +59,7 @@ class Job:
     id: that nobody else has; owner: who may cancel it and see it
     deadline: on the monotonic clock
     seconds: of work that it was predicted to be; left: of that, what is left
-    sent: when the worker got it; asked: what it got, with the pictures of `request`
+    sent: when the worker got it
     """
 
     id: str
@@ -75,7 +74,7 @@ class Job:
     progress: Progress = field(default_factory=lambda: Progress("waiting"))
 
     def __post_init__(self) -> None:
-        self.left, self.sent, self.asked = self.seconds, self.begun, self.request
+        self.left, self.sent = self.seconds, self.begun
         self._outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._outcome.add_done_callback(lambda f: f.cancelled() or f.exception())
         self._changed = asyncio.Event()

@@ -13,7 +13,7 @@ import logging
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -256,7 +256,7 @@ class Service:
             id=id or secrets.token_hex(12),
             owner=owner,
             model=found.name,
-            request=full.told,
+            request=full.request,
             priority=priority,
             deadline=monotonic() + allowed,
             seconds=seconds,
@@ -266,7 +266,6 @@ class Service:
             raise InvalidRequest(f"there is a job {job.id} already: choose another id")
         loop = asyncio.get_running_loop()
         late = DeadlineExceeded(f"the request was not done within {allowed:g} seconds")
-        job.asked = full.request
         self._timers[job.id] = loop.call_later(allowed, self._stop, job, late)
         self._waiting.append(job)
         self._pump()
@@ -291,7 +290,8 @@ class Service:
                 break
             job = self._waiting.pop(0)
             self.metrics.queue.observe(monotonic() - job.begun)
-            request = job.asked.to_dict()
+            # Not as `to_dict` tells it, which leaves of pictures their digests.
+            request = {one.name: getattr(job.request, one.name) for one in fields(Request)}
             said = {"do": "draw", "id": job.id, "model": job.model, "request": request}
             more = {"priority": job.priority, "seconds": job.seconds}
             self._keeper.send(Frame({**said, **more, "preview_every": job.preview_every}))

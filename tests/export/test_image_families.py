@@ -158,7 +158,7 @@ def test_controlnet_steers_as_in_diffusers(
         "condition": np.repeat(condition, 2, axis=0),
         "scale": np.full(2, 0.7, np.float32),
     }
-    conditions |= no_image(run.bundle)
+    conditions |= no_image(run.bundle) | unsteered(run.bundle)
 
     def guided(latent: NDArray[Any], t: float) -> NDArray[Any]:
         rows = conditions | repeated(latent, t, 2)
@@ -181,10 +181,10 @@ def no_image(bundle: Bundle, rows: int = 2) -> Arrays:
 
 
 def unsteered(bundle: Bundle) -> Arrays:
-    """Residuals of no ControlNet."""
+    """What no ControlNet and no T2I-Adapter adds."""
     inputs = bundle.manifest.networks["unet_adapters"].inputs
-    named = [name for name in inputs if name.startswith("residual_")]
-    return {name: np.zeros((1, 1, 1, 1), np.float32) for name in named}
+    named = {n: s for n, s in inputs.items() if n.startswith(("residual_", "adapter_"))}
+    return {name: np.zeros(spec.sides(1, 1, 1, 1), np.float32) for name, spec in named.items()}
 
 
 def unet_inputs(bundle: Bundle, rows: int = 2) -> Arrays:

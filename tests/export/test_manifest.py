@@ -120,4 +120,5 @@ def test_a_fixed_size_is_the_pictures_size(read: CheckpointOf) -> None:
 
 def test_sides_are_multiples_of_what_the_unet_halves(read: CheckpointOf) -> None:
     units = {"sd15": 2, "sdxl": 4, "sdxl-refiner": 8, "sd15-controlnet": 2}
+    units |= {"sd15-t2i-adapter": 2, "sdxl-t2i-adapter": 4}
     assert {family: manifest.unit(read(family)) for family in units} == units

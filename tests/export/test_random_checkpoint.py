@@ -30,6 +30,8 @@ PIPELINES = [name for name in TINY if sizes(name).pipeline is not None]
         ("sd15-inpaint", {"unet": 859_535_364}),
         ("instruct-pix2pix", {"unet": 859_532_484}),
         ("sd15-controlnet", {"controlnet": 361_279_120}),
+        ("sd15-t2i-adapter", {"t2i_adapter": 77_369_280}),
+        ("sdxl-t2i-adapter", {"t2i_adapter": 79_028_160}),
         ("taesd", {"vae": 2_445_063}),
     ],
 )

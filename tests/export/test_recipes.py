@@ -18,6 +18,7 @@ from sdfast.export.settings import Settings
 ASKED_FOR = {
     *("sd15", "sd21", "sdxl", "sdxl-refiner", "sdxl-turbo", "sd-turbo", "lcm", "sd15-inpaint"),
     *("instruct-pix2pix", "sd15-controlnet", "sdxl-controlnet", "demo"),
+    *("sd15-t2i-adapter", "sdxl-t2i-adapter"),
 }
 
 
@@ -40,7 +41,7 @@ def test_a_recipe_says_all_that_an_export_needs(name: str, backend: str) -> None
     assert ("time_projection" in recipe.networks) == hoisted
     assert set(recipe.profiles) == {"batch", "height", "width"}
     if recipe.defaults is None:
-        assert recipe.networks == ("controlnet",)
+        assert recipe.networks in (("controlnet",), ("t2i_adapter",))
     else:
         assert recipe.defaults.sampler in samplers.names()
         assert recipe.defaults.schedule in schedules.names()
@@ -230,6 +231,7 @@ def test_a_recipe_of_another_kind_is_refused(checkpoints: dict[str, Checkpoint])
         ("sdxl", "sd15", "recipe sdxl is for sdxl, the checkpoint is sd1: leave --recipe out"),
         ("sd15", "sd15-controlnet", "is for a whole model, the checkpoint is a ControlNet"),
         ("sd15-controlnet", "sd15", "is for a ControlNet, the checkpoint is a whole model"),
+        ("sd15-t2i-adapter", "sd15-controlnet", "is for a T2I-Adapter, the checkpoint is a Contr"),
     ):
         with pytest.raises(RecipeError, match=problem):
             Settings(recipe=recipes.load(recipe)).recipe_for(checkpoints[checkpoint])

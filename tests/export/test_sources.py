@@ -54,6 +54,8 @@ def sd15(folders: Folders, tmp_path: Path) -> Path:
         ("tiny-instruct-pix2pix", ("sd1", "edit", "epsilon")),
         ("tiny-sd15-controlnet", ("sd1", "control", "epsilon")),
         ("tiny-sdxl-controlnet", ("sdxl", "control", "epsilon")),
+        ("tiny-sd15-t2i-adapter", ("sd1", "control", "epsilon")),
+        ("tiny-sdxl-t2i-adapter", ("sdxl", "control", "epsilon")),
     ],
 )
 def test_family_task_and_prediction_are_told(

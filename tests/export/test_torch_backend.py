@@ -35,7 +35,7 @@ def assert_same(found: Bundle, relative: float = 1e-4, levels: float = 1.0) -> N
     "family",
     [
         *("sd21", "sdxl", "sdxl-refiner", "lcm", "sd15-inpaint"),
-        *("sd15-controlnet", "sdxl-controlnet"),
+        *("sd15-controlnet", "sdxl-controlnet", "sd15-t2i-adapter", "sdxl-t2i-adapter"),
     ],
 )
 def test_every_family(family: str, bundle_of: BundleOf) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sdfast import backends, compiled, store
 from sdfast.backends import Options
 from sdfast.bundle import Bundle
+from sdfast.errors import InvalidRequest
 from sdfast.loras import Lora
 from sdfast.loras.applied import applied
 from sdfast.opened import Opened
@@ -58,6 +59,12 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 def levels(one: Picture, other: Picture) -> int:
     return int(np.abs(one.astype(int) - other).max())
+
+
+def test_a_weight_beyond_what_a_lora_may_have_is_told_with_its_column(ink: Lora) -> None:
+    pipeline = Pipeline(DEMO, "onnxruntime", Options(precision="fp32"), lora_dir=ink.file.parent)
+    with pytest.raises(InvalidRequest, match=r"^the prompt, column 8: a LoRA's weight is -10 to"):
+        pipeline("a star <lora:ink:20>")
 
 
 def test_a_lora_draws_what_it_draws_merged(backend: str, ink: Lora, merged: Merged) -> None:
