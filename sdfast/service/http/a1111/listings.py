@@ -86,7 +86,7 @@ def add(routes: APIRouter, service: Service, chosen: Chosen) -> None:
 
     @routes.get("/embeddings")
     async def list_embeddings() -> dict[str, Any]:
-        """None: words are not learnt here."""
+        """None by themselves: what a bundle has learnt is of its tokenizer."""
         return {"loaded": {}, "skipped": {}}
 
     @routes.get("/upscalers")
