@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
+from statistics import median
 from time import monotonic
 
 from .frames import Frame
@@ -39,7 +41,7 @@ class Keeper:
         self._process: Process | None = None
         self._reason = "died"
         self.failures = 0  # since the last that was good for something
-        self.longest = 0.0  # seconds of a step, with the worker that there is
+        self._steps: deque[float] = deque([0.0], maxlen=32)  # seconds of the latest
         self.ended = False
 
     @property
@@ -58,6 +60,10 @@ class Keeper:
         """The worker that there is does what it is for."""
         self.failures = 0
 
+    def stepped(self, seconds: float) -> None:
+        """The worker that there is made a step."""
+        self._steps.append(seconds)
+
     def kill(self, reason: str) -> None:
         """For another one to take its place."""
         self._reason = reason
@@ -69,7 +75,7 @@ class Keeper:
         while not self.ended:
             await asyncio.sleep(min(0.1 * 2**self.failures, _LONGEST) if self.failures else 0)
             self.failures += 1
-            self._reason, self.longest = "died", 0.0
+            self._reason = "died"
             self._process = process = await Process.start(self._opening, self._command)
             watch = asyncio.create_task(self._watch(process))
             try:
@@ -77,6 +83,9 @@ class Keeper:
                     self._heed(await process.next())
             except ConnectionError:
                 pass
+            except Exception:
+                self._reason = "said what makes no sense"
+                _LOG.exception("what the worker says cannot be heeded")
             finally:
                 self._process = None
                 watch.cancel()
@@ -88,7 +97,7 @@ class Keeper:
     async def _watch(self, process: Process) -> None:
         while True:
             await asyncio.sleep(_LOOK)
-            bound = max(self._limits.stall, 20 * self.longest)
+            bound = max(self._limits.stall, 20 * median(self._steps))
             if self.failures:
                 bound = max(bound, _COMPILING * self._limits.stall)
             if not self._busy():

@@ -24,8 +24,8 @@ class Limits:
     body: bytes of an HTTP request
     input_pixels: width × height of a picture that is given, asked before it is decoded
     deadline: seconds that a request may take, waiting included; one may ask for less
-    stall: seconds that the worker may be silent while it has work; after these it is restarted. A
-        step that takes long lengthens it: it is 20 steps at least
+    stall: seconds that the worker may be silent while it has work; after these it is restarted. It
+        is 20 usual steps at least
     drain: seconds that a service which ends gives to what it has accepted
     canary: seconds between drawings of the golden picture, by which a service knows that what it
         draws is right; 0 for once, before it is ready

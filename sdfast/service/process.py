@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from time import monotonic
 
@@ -69,8 +68,8 @@ class Process:
 
     def kill(self) -> None:
         """At once: what hangs heeds nothing else."""
-        if self._process.returncode is None:
-            os.kill(self._process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has died meanwhile
+            self._process.kill()
 
     async def close(self) -> None:
         """Ends it, and waits until it has."""

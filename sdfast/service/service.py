@@ -362,7 +362,7 @@ class Service:
             self._answer(job, self._outcome(job, frame))
 
     def _ticked(self, said: Mapping[str, Any]) -> None:
-        self._keeper.longest = max(self._keeper.longest, said["seconds"])
+        self._keeper.stepped(said["seconds"])
         self.metrics.step.observe(said["seconds"])
         self.metrics.batch.observe(said["rows"])
         if said["shrunk"]:
