@@ -8,7 +8,9 @@ sampler, steps (8 to 30), prompt and seed, and are the same for all ways:
 
     steps       sdfast.service.Service, which batches steps: requests join and leave at each of them
     requests    whole requests are batched: those that wait and have equal parameters but for prompt
-                and seed run from their first step to their last, as the batch that was formed
+                and seed run from their first step to their last, as the batch that was formed, by
+                calls of the network with that many rows (one prompt stands for all of a batch)
+    rows        the same, by the service's own engines, which run each row by a core of its own
     one         sdfast.load, one request after the other, each as fast as it goes
 
 Rounds of the three alternate; what is told are medians of pictures a second, and of the time from
@@ -24,6 +26,8 @@ import json
 import random
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter
@@ -99,8 +103,8 @@ class OneByOne:
 class WholeRequests:
     """Batches of requests with equal parameters, each run to its end before the next is formed."""
 
-    def __init__(self, drawn: Pipeline) -> None:
-        self._pipeline = drawn
+    def __init__(self, draw: Callable[[Sequence[Request]], None]) -> None:
+        self._draw = draw
         self._waiting: dict[tuple[Any, ...], list[tuple[Request, asyncio.Future[None]]]] = (
             defaultdict(list)
         )
@@ -121,16 +125,22 @@ class WholeRequests:
             batch, rest = alike[:LARGEST], alike[LARGEST:]
             if rest:
                 self._waiting[key] = rest
-            await asyncio.to_thread(self._drawn, [request for request, _ in batch])
+            await asyncio.to_thread(self._draw, [request for request, _ in batch])
             for _, done in batch:
                 done.set_result(None)
 
-    def _drawn(self, requests: Sequence[Request]) -> None:
-        batcher = Batcher(rows=2 * LARGEST)
-        for k, request in enumerate(requests):
-            batcher.join(str(k), self._pipeline.drawing(request), 0, 0.0)
-        while batcher.tick() is not None:
-            pass
+
+def by_batch(drawn: Pipeline, requests: Sequence[Request]) -> None:
+    """As pictures of one request, whose rows are the batch."""
+    drawn(replace(requests[0], count=len(requests)))
+
+
+def by_rows(drawn: Pipeline, requests: Sequence[Request]) -> None:
+    batcher = Batcher(rows=2 * LARGEST)
+    for k, request in enumerate(requests):
+        batcher.join(str(k), drawn.drawing(request), 0, 0.0)
+    while batcher.tick() is not None:
+        pass
 
 
 async def overhead(service: Service, drawn: Pipeline, runs: int) -> dict[str, float]:
@@ -142,10 +152,7 @@ async def overhead(service: Service, drawn: Pipeline, runs: int) -> dict[str, fl
         await (await service.submit(request)).result()
         ours.append(perf_counter() - begun)
         begun = perf_counter()
-        batcher = Batcher(rows=8)
-        batcher.join("0", drawn.drawing(request), 0, 0.0)
-        while batcher.tick() is not None:
-            pass
+        by_rows(drawn, [request])
         bare.append(perf_counter() - begun)
     return {"service_ms": 1e3 * median(ours), "pipeline_ms": 1e3 * median(bare)}
 
@@ -153,8 +160,7 @@ async def overhead(service: Service, drawn: Pipeline, runs: int) -> dict[str, fl
 async def measured(given: argparse.Namespace) -> dict[str, Any]:
     opening = {"backend": given.backend, "precision": given.precision}
     alone = sdfast.load("demo", **opening)
-    rows = {"throughput": True, "graphs": pipeline.LOOP}
-    by_rows = sdfast.load("demo", **opening, **rows)
+    alike = sdfast.load("demo", **opening, throughput=True, graphs=pipeline.LOOP)
     requests = mixed(given.requests)
     found: dict[str, list[dict[str, float]]] = defaultdict(list)
     limits = Limits(queue=given.clients, running=given.clients, queue_seconds=3600)
@@ -165,7 +171,8 @@ async def measured(given: argparse.Namespace) -> dict[str, Any]:
 
         ways: dict[str, Draw] = {
             "steps": through_the_service,
-            "requests": WholeRequests(by_rows),
+            "requests": WholeRequests(partial(by_batch, alone)),
+            "rows": WholeRequests(partial(by_rows, alike)),
             "one": OneByOne(alone),
         }
         for draw in ways.values():  # compiles
@@ -175,7 +182,7 @@ async def measured(given: argparse.Namespace) -> dict[str, Any]:
             for name in order:
                 found[name].append(await asked(requests, given.clients, ways[name]))
                 print(number, name, found[name][-1], flush=True)
-        small = await overhead(service, by_rows, 40)
+        small = await overhead(service, alike, 40)
     names = ("pictures_per_second", "short_p95_seconds")
     medians = {
         way: {n: median(r[n] for r in rounds) for n in names} for way, rounds in found.items()
@@ -186,6 +193,7 @@ async def measured(given: argparse.Namespace) -> dict[str, Any]:
         "medians": medians,
         "steps_over_one": rate["steps"] / rate["one"],
         "steps_over_requests": rate["steps"] / rate["requests"],
+        "steps_over_rows": rate["steps"] / rate["rows"],
         "short_p95_of_requests": late["steps"] / late["requests"],
         "overhead": small,
         "rounds": found,
@@ -206,7 +214,8 @@ def main() -> None:
     print(json.dumps(told, indent=2))
     if given.json:
         settings = {k: v for k, v in vars(given).items() if k != "json"}
-        whole = {"settings": settings, "machine": described(), **result}
+        about = described("python benchmarks/service.py", given.backend)
+        whole = {"settings": settings, **about, **result}
         given.json.write_text(json.dumps(whole, indent=2) + "\n")
 
 
