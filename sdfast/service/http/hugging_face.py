@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from ... import request as requests
 from . import pictures
+from .errors import RESPONSES
 from .guard import owner
 from .settings import Settings
 from .watching import finished
@@ -76,7 +77,7 @@ class Inputs(BaseModel):
 
 def router(service: Service, settings: Settings) -> APIRouter:
     """The routes."""
-    routes = APIRouter(tags=["Hugging Face"])
+    routes = APIRouter(tags=["Hugging Face"], responses=RESPONSES)
 
     @routes.post("/models/{model}", response_class=Response, responses=_PICTURE)
     async def draw(model: Name, inputs: Inputs, request: Request) -> Response:

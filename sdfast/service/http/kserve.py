@@ -21,7 +21,7 @@ from ...ranges import Range
 from ..jobs import Outcome
 from ..refusals import UnknownModel
 from . import pictures
-from .errors import Problem
+from .errors import OipAnswer, Problem, answers
 from .guard import owner
 from .settings import Settings
 from .watching import finished
@@ -103,7 +103,7 @@ class Inference(BaseModel):
 
 def router(service: Service, settings: Settings) -> APIRouter:
     """The routes."""
-    routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+    routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=answers(OipAnswer))
 
     @routes.get("", name="server_metadata")
     async def server() -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import APIRouter
 
+from ..errors import A1111Answer, answers
 from ..settings import Settings
 from . import drawing, listings, options, png_info, progress
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 def router(service: Service, settings: Settings) -> APIRouter:
     """All of its routes."""
-    routes = APIRouter(prefix="/sdapi/v1", tags=["A1111"])
+    routes = APIRouter(prefix="/sdapi/v1", tags=["A1111"], responses=answers(A1111Answer))
     chosen = options.Chosen(service)
     drawing.add(routes, service, chosen)
     progress.add(routes, service)
