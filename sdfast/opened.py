@@ -23,6 +23,7 @@ class Opened:
         self.bundle, self.options = bundle, options
         self._backend = backend
         self._engines: dict[str, Engine] = {}
+        self._staged: dict[str, Staged] = {}  # the same for all: their calls can be made as one
         self._others: dict[str, Opened] = {}
         self._plain: Opened | None = None
         self._loras: Applied | None = None
@@ -78,7 +79,11 @@ class Opened:
     def on_the_host(self, network: str) -> Engine:
         """Its engine, to be bound to tensors of the host wherever it runs."""
         engine, gpu = self[network], self.options.gpu
-        return engine if gpu is None else Staged(engine, gpu)
+        if gpu is None:
+            return engine
+        if network not in self._staged or self._staged[network].network is not engine:
+            self._staged[network] = Staged(engine, gpu)
+        return self._staged[network]
 
     def inputs(self, *networks: str) -> dict[str, TensorSpec]:
         """What those of the networks read that the bundle has."""
@@ -110,5 +115,6 @@ class Opened:
         """Closes all of them that are its own."""
         while self._others:
             self._others.popitem()[1].close()
+        self._staged.clear()
         while self._engines:
             self._engines.popitem()[1].close()

@@ -19,6 +19,8 @@ from sdfast.devices import cuda
 from sdfast.errors import BackendUnavailable, Cancelled, InvalidRequest
 from sdfast.export.demo import outlines
 from sdfast.pipeline import Pipeline
+from sdfast.request import Request
+from sdfast.service.batcher import Batcher
 
 open_engine = backends.open_engine
 PICTURE = Image.radial_gradient("L").resize((128, 128)).convert("RGB")
@@ -64,6 +66,27 @@ def on_cpu() -> Iterator[Pipeline]:
 def pixels(pipe: Pipeline, prompt: str = "a red circle on a blue background", **given: Any) -> Any:
     images = pipe(prompt, **{"seed": 0, **given}).images
     return np.stack([np.asarray(image) for image in images])
+
+
+def test_requests_share_calls_on_a_gpu_too(on_gpu: Made, on_cpu: Pipeline) -> None:
+    pipe = on_gpu(graphs="loop")
+    requests = [
+        Request("a red circle on a blue background", seed=1, steps=3),
+        Request("a green star on a white background", seed=2, steps=5, sampler="euler"),
+        Request("a blue square on a grey background", seed=3, steps=4, guidance=1.0),
+    ]
+    batcher, ends = Batcher(rows=16), dict[str, Any]()
+    for k, request in enumerate(requests):
+        assert batcher.join(str(k), pipe.drawing(request), 0, 0.0) is None
+    rows = []
+    while (tick := batcher.tick()) is not None:
+        rows.append(tick.rows)
+        ends |= dict(tick.ends)
+    assert rows[:3] == [5, 5, 5]
+    for k, request in enumerate(requests):
+        (expected,), (found,) = on_cpu(request).images, ends[str(k)].images
+        apart = np.abs(np.asarray(found).astype(int) - np.asarray(expected)).max()
+        assert apart <= 1
 
 
 def test_every_sampler_draws_the_picture_of_the_cpu(on_gpu: Made, on_cpu: Pipeline) -> None:

@@ -30,7 +30,7 @@ class Staged:
     capturable = False
 
     def __init__(self, network: Network, gpu: Gpu) -> None:
-        self._network, self._gpu = network, gpu
+        self.network, self._gpu = network, gpu
         self.inputs, self.outputs = network.inputs, network.outputs
         self._there: dict[tuple[object, ...], dict[str, Tensor]] = {}
         self._bound: Mapping[str, Tensor] = {}
@@ -44,12 +44,12 @@ class Staged:
                 for name, tensor in self._bound.items()
             }
         self._device = self._there[shapes]
-        self._network.bind(self._device)
+        self.network.bind(self._device)
 
     def run(self, stream: int = 0) -> None:
         for name in self.inputs:
             self._gpu.upload(self._device[name], self._bound[name])
-        self._network.run(self._gpu.stream)
+        self.network.run(self._gpu.stream)
         for name in self.outputs:
             self._gpu.download(self._bound[name], self._device[name])
         self._gpu.synchronize()
@@ -57,4 +57,4 @@ class Staged:
     def close(self) -> None:
         self._there.clear()
         self._bound = {}
-        self._network.close()
+        self.network.close()

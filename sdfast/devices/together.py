@@ -10,6 +10,8 @@ from .. import cpu
 from ..tensors import Tensor, TensorSpec
 from .calls import Call
 
+_ROOMS = 16  # shapes whose tensors are kept
+
 
 @runtime_checkable
 class Whole(Protocol):
@@ -101,6 +103,8 @@ class Together:
         shapes = {name: (rows, *sets[0][name].shape[1:]) for name in names}
         key = id(network), tuple(shapes.items())
         if key not in self._room:
+            if len(self._room) >= _ROOMS:
+                self._room.pop(next(iter(self._room)))
             self._room[key] = {
                 name: Tensor.empty(shapes[name], sets[0][name].dtype) for name in names
             }
