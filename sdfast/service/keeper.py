@@ -78,9 +78,9 @@ class Keeper:
             self._reason = "died"
             try:
                 self._process = process = await Process.start(self._opening, self._command)
-            except OSError as error:  # no memory, no process, no descriptor is left
-                _LOG.error("a worker cannot be started: %s", error)
-                self._lost("cannot be started")
+            except OSError as error:
+                _LOG.error("the worker cannot be started: %s", error)
+                self._lost("could not be started")
                 continue
             watch = asyncio.create_task(self._watch(process))
             try:

@@ -14,6 +14,7 @@ from .frames import Frame, next_frame, packed
 from .opening import Opening
 
 COMMAND = (sys.executable, "-m", "sdfast.service.worker")
+_STDERR = 2  # not that of `sys.stderr`, which in a notebook is no file
 
 
 class Process:
@@ -39,7 +40,7 @@ class Process:
                 str(theirs.fileno()),
                 pass_fds=[theirs.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=sys.stderr.fileno(),
+                stdout=_STDERR,
                 start_new_session=True,
             )
         except BaseException:

@@ -446,7 +446,7 @@ class Service:
             self._saw_pictures(model, frame)
             wrong = _distance(self._golden.setdefault(model, drawn), drawn) > _NEAR
         if wrong:
-            self._ready, self._why = False, f"{model} draws what it should not"
+            self._ready, self._why = False, "what was drawn is not what should be"
             message = frame.said.get("message", "its golden picture is another one")
             _LOG.error("%s: %s", model, message)
             self._keeper.kill("drew what it should not")

@@ -386,3 +386,20 @@ def test_what_cannot_be_served_is_told_at_the_start() -> None:
         Limits(queue_seconds=-1)
     with pytest.raises(InvalidRequest, match="no bundle to draw"):
         Service(["demo-control"])
+
+
+def test_a_worker_that_cannot_be_started_is_told_at_the_start() -> None:
+    async def test() -> None:
+        with pytest.raises(Unavailable, match="the worker cannot be started"):
+            await Service(["demo"], command=["/nowhere/python"]).start()
+
+    run(test)
+
+
+def test_it_starts_where_the_standard_error_is_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with service() as serving:
+            assert serving.readiness() is None
+
+    monkeypatch.setattr("sys.stderr", io.StringIO())  # as a notebook's
+    run(test)

@@ -31,8 +31,9 @@ from ..limits import Limits
 from .errors import Problem, problem
 from .settings import LOOPBACK, Settings
 
-OPEN = ("/healthz", "/")
-"""Paths that nobody needs a key to read: the page itself holds nothing, and asks for the key."""
+OPEN = ("/healthz", "/readyz", "/")
+"""Paths that nobody needs a key to read: what watches the service has none, and the page itself
+holds nothing, and asks for it."""
 BODIES = 8  # of the largest size that are held at a time
 _DISCARDED = 4  # times the largest size of a body that is refused, and taken nevertheless
 _HEAD, _HEADER = 32 << 10, 32  # bytes of a path and headers; that each takes beside its own
@@ -134,7 +135,7 @@ class Guard:
             raise Refused(Problem(431, "the headers are too large", "too_large", None, _CLOSE))
         self._check_host(headers.get("host", ""))
         self._check_origin(headers)
-        if scope["path"] in OPEN and scope["method"] in ("GET", "HEAD"):
+        if scope["path"] in OPEN and scope["method"] in ("GET", "HEAD"):  # POST / draws
             return "anyone"
         if not self._keys:
             client = scope.get("client")
