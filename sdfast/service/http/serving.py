@@ -53,6 +53,7 @@ def uvicorn_config(made: FastAPI, settings: Settings) -> uvicorn.Config:
         access_log=False,
         log_config=None,
         server_header=False,
+        proxy_headers=False,  # whoever calls may write them, and be another owner by that
     )
 
 
