@@ -344,6 +344,11 @@ class Pipeline:
             )
         return Guidance(1.0)
 
+    def free(self) -> int | None:
+        """Bytes of the GPU's memory that nobody uses; None on a CPU."""
+        gpu = self._opened.options.gpu
+        return None if gpu is None else gpu.free()
+
     def loras(self, prompt: str) -> loras.Key:
         """The LoRA that a prompt names, by their content. Raises InvalidRequest."""
         return self._variants.key(script(prompt, None, 1).loras)

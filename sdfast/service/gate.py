@@ -13,6 +13,7 @@ from ..errors import nearest
 from ..request import Request, Resolved, resolve
 from . import given
 from .limits import Limits
+from .memory import Memory
 from .refusals import Infeasible, Overloaded, TooLarge, UnknownModel
 
 
@@ -45,6 +46,7 @@ class Gate:
     models: Mapping[str, Model]
     controls: Mapping[str, Bundle]
     limits: Limits
+    memory: Memory
     loras: bool
     lora_dir: Path | None
 
@@ -69,7 +71,7 @@ class Gate:
         return loras.names([own, *([self.lora_dir] if self.lora_dir else [])])
 
     def checked(self, request: Request, model: Model, precision: str) -> Checked:
-        """Raises TooLarge, or another SdfastError for what nobody could draw."""
+        """Raises TooLarge, OutOfMemory, or another SdfastError for what nobody could draw."""
         names = partial(self.named_loras, model) if self.loras else None
         checked = given.checked(request, self.limits, self.controls, names)
         resolved = resolve(checked, model.bundle, precision)
@@ -82,6 +84,7 @@ class Gate:
                     "ask for a smaller one"
                 )
             each = each.second
+        self.memory.check(model.name, resolved, model.manifest.sizes)
         control = checked.control
         full = replace(
             resolved.as_request(), image=checked.image, mask=checked.mask, control=control

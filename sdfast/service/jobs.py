@@ -59,6 +59,7 @@ class Job:
     id: that nobody else has; owner: who may cancel it and see it
     deadline: on the monotonic clock
     seconds: of work that it was predicted to be; left: of that, what is left
+    pixels: of its largest picture
     sent: when the worker got it
     """
 
@@ -69,6 +70,7 @@ class Job:
     priority: int
     deadline: float
     seconds: float
+    pixels: int
     preview_every: int | None
     begun: float = field(default_factory=monotonic)
     progress: Progress = field(default_factory=lambda: Progress("waiting"))
