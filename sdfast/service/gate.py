@@ -10,6 +10,7 @@ from pathlib import Path
 from .. import checks
 from ..bundle import Bundle, Manifest
 from ..errors import nearest
+from ..provenance import Inputs, inputs, lora_folders
 from ..request import Request, Resolved, resolve
 from . import given
 from .limits import Limits
@@ -32,10 +33,12 @@ class Model:
 
 @dataclass(frozen=True)
 class Checked:
-    """A request that can be drawn. request: with every default filled in."""
+    """A request that can be drawn. request: with every default filled in; inputs: digests of what
+    it is drawn from."""
 
     request: Request
     resolved: Resolved
+    inputs: Inputs
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,8 @@ class Gate:
         full = replace(
             resolved.as_request(), image=checked.image, mask=checked.mask, control=control
         )
-        return Checked(full, resolved)
+        folders = lora_folders(model.bundle, self.lora_dir)
+        return Checked(full, resolved, inputs(full, folders, lambda name: self.controls[name].path))
 
     def count(self, waiting: int, running: int, seconds: float) -> None:
         """Whether one more may wait. seconds: of work that is accepted already. Raises Overloaded,

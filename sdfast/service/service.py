@@ -24,6 +24,8 @@ from PIL import Image, ImageChops
 from .. import checks, checksums, cpu, errors, store
 from ..bundle import MANIFEST
 from ..errors import EngineError, InvalidRequest, SdfastError
+from ..provenance import Origin, Provenance
+from ..records import parsed
 from ..request import Request
 from .costs import Costs, work
 from .frames import Frame
@@ -99,7 +101,7 @@ class Service:
         self._retried: set[str] = set()
         self._golden: dict[str, Image.Image] = {}
         self._awaited: set[str] = set()  # golden pictures that the worker has not drawn yet
-        self._precisions: dict[str, str] = {}
+        self._origins: dict[str, Origin] = {}
         self._ending = self._ready = False
         self._why: str | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -243,8 +245,8 @@ class Service:
             raise _gone()
         gate, found = self._gate, self._gate.model(model)
         gate.count(len(self._waiting), len(self._running), self._outstanding())
-        precision = self._precisions[found.name]
-        if any((request.image, request.mask, request.control)):  # which are decoded
+        precision = self._origins[found.name].precision
+        if gate.loras or any((request.image, request.mask, request.control)):  # files and pictures
             full = await asyncio.to_thread(gate.checked, request, found, precision)
         else:
             full = gate.checked(request, found, precision)
@@ -265,6 +267,7 @@ class Service:
             deadline=monotonic() + allowed,
             seconds=seconds,
             pixels=max(asked.pictures),
+            inputs=full.inputs,
             preview_every=preview_every,
         )
         if any(job.id == other.id for other in (*self._running.values(), *self._waiting)):
@@ -353,7 +356,7 @@ class Service:
         what, name = said["said"], said["id"]
         job = self._running.get(name)
         if what == "opened":
-            self._precisions = {n: one["precision"] for n, one in said["models"].items()}
+            self._origins = {name: parsed(Origin, one) for name, one in said["models"].items()}
             self._memory.opened(**said["memory"])
             self._ask_for_golden(small=True)
         elif what == "unusable":
@@ -413,7 +416,8 @@ class Service:
         timings = {**said["timings"], "queue": job.sent - job.begun}
         self._saw_pictures(job.model, frame)
         self._memory.saw(job.model, job.pixels, request.count, said["grown"])
-        return Outcome(frame.pictures, tuple(said["seeds"]), request, timings, job.model)
+        made = Provenance(self._origins[job.model], job.inputs, len(frame.pictures))
+        return Outcome(frame.pictures, tuple(said["seeds"]), request, timings, job.model, made)
 
     def _saw_pictures(self, model: str, frame: Frame) -> None:
         timings, (width, height) = frame.said["timings"], frame.pictures[0].size

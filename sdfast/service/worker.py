@@ -15,7 +15,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any
@@ -27,6 +27,7 @@ from ..devices.calls import Running
 from ..errors import EngineError, SdfastError
 from ..pipeline import Pipeline, Result
 from ..plans.host import CpuPlans
+from ..provenance import Origin
 from ..request import Request
 from .batcher import Batcher, End, Tick
 from .frames import Frame, packed, receive
@@ -58,14 +59,14 @@ class Worker:
             )
             for name, bundle in opening.bundles.items()
         }
-        self._controls = opening.controls
+        self._controls, self._threads = opening.controls, opening.threads
         self._footprint = Footprint(next(iter(self._pipelines.values())).free)
         self._batcher = Batcher(opening.rows, opening.order)
 
     def serve(self) -> None:
         """Draws until the socket ends."""
         opened = {
-            name: {"backend": one.backend, "precision": one.precision, "device": one.device}
+            name: asdict(Origin.of(one, self._threads, throughput=True).unnamed())
             for name, one in self._pipelines.items()
         }
         on_cpu = all(one.device == "cpu" for one in self._pipelines.values())
