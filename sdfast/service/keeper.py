@@ -76,7 +76,12 @@ class Keeper:
             await asyncio.sleep(min(0.1 * 2**self.failures, _LONGEST) if self.failures else 0)
             self.failures += 1
             self._reason = "died"
-            self._process = process = await Process.start(self._opening, self._command)
+            try:
+                self._process = process = await Process.start(self._opening, self._command)
+            except OSError as error:  # too many files or processes: there may be fewer later
+                _LOG.error("the worker cannot be started: %s", error.strerror)
+                self._lost("cannot be started")
+                continue
             watch = asyncio.create_task(self._watch(process))
             try:
                 while True:
