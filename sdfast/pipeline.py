@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from threading import RLock
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -154,7 +155,7 @@ def _gpu(device: str, backend: str) -> int | None:
 class Pipeline:
     """A bundle with its engines. Call it with a prompt; it keeps the plans of recent requests.
 
-    One request at a time: a Pipeline is not for several threads.
+    Several threads may call it: one request is drawn after the other.
     """
 
     def __init__(
@@ -171,6 +172,7 @@ class Pipeline:
         self.precision = options.precision
         self.device = "cpu" if options.gpu is None else f"cuda:{options.gpu.number}"
         self._opened, self._form = Opened(bundle, backend, options), LOOP
+        self._turn = RLock()
         tile = None if tile is None else checks.side("tile", tile, bundle.sizes)
         self._encoder = Encoder(self._opened, tile)
 
@@ -218,7 +220,8 @@ class Pipeline:
                     raise InvalidRequest(f"{own} is given twice: once is enough")
                 given[own] = value
             request = Request.from_dict(given)
-        return made(self.drawing(request, callback, preview, preview_every))
+        with self._turn:
+            return made(self.drawing(request, callback, preview, preview_every))
 
     def drawing(
         self,
@@ -343,6 +346,11 @@ class Pipeline:
                 "alone: leave out negative_prompt, guidance_rescale and guidance_interval"
             )
         return Guidance(1.0)
+
+    def free(self) -> int | None:
+        """Bytes of the GPU's memory that nobody uses; None on a CPU."""
+        gpu = self._opened.options.gpu
+        return None if gpu is None else gpu.free()
 
     def loras(self, prompt: str) -> loras.Key:
         """The LoRA that a prompt names, by their content. Raises InvalidRequest."""

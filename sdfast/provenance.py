@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,8 @@ class Origin:
     """What drew pictures.
 
     bundle_digest: the sha256 of its bundle.json, which has those of all its files
-    device: "cpu" or "cuda:N"; machine: the name of that CPU or GPU; features: of the CPU
+    device: "cpu" or "cuda:N"; machine: the name of that CPU or GPU; features: of the CPU. Both are
+        empty where they are not told
     version: of sdfast
     threads: of the CPU; tile, throughput: as the pipeline was opened
     """
@@ -46,6 +47,10 @@ class Origin:
     threads: int
     tile: int | None
     throughput: bool
+
+    def unnamed(self) -> Origin:
+        """The same without what names the machine, for files that go to others."""
+        return replace(self, machine="", features=())
 
     @classmethod
     def of(
@@ -113,8 +118,13 @@ def digest(bundle: Path) -> str:
     return checksums.sha256(bundle / MANIFEST)
 
 
-def inputs(request: Request, folders: Sequence[Path] = ()) -> Inputs:
-    """Those of a request that can be drawn. folders: where its LoRA are."""
+def inputs(
+    request: Request,
+    folders: Sequence[Path] = (),
+    find: Callable[[str], Path] = store.find,
+) -> Inputs:
+    """Those of a request that can be drawn. folders: where its LoRA are; find: tells where a
+    ControlNet of a name is."""
     pictures = {
         name: told(opened(name, value, mode))
         for name, value, mode in (("image", request.image, "RGB"), ("mask", request.mask, "L"))
@@ -128,7 +138,7 @@ def inputs(request: Request, folders: Sequence[Path] = ()) -> Inputs:
     names = {str(one["bundle"]) for one in several}
     return Inputs(
         pictures,
-        {name: digest(store.find(name)) for name in sorted(names)},
+        {name: digest(find(name)) for name in sorted(names)},
         _loras(request, folders),
     )
 

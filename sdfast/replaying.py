@@ -233,7 +233,7 @@ def changes(made: Provenance, now: Origin, together: int) -> tuple[Change, ...]:
     return tuple(
         Change(name.replace("_", " "), _told(was), _told(is_now))
         for name, was, is_now in pairs
-        if was != is_now
+        if was != is_now and was not in ("", ())  # which the file does not tell
     )
 
 

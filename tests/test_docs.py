@@ -80,3 +80,11 @@ def test_the_previews_of_the_guide_are_drawn(
     assert np.abs(first - last).mean() > 1  # it comes out of the noise
     red, _, blue = last[64, 64]
     assert red > blue + 50  # a red star
+
+
+def test_the_tests_that_the_table_of_faults_names_are_there() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (DOCS / "faults.md").read_text(encoding="utf-8")))
+    tests = Path(__file__).parent.rglob("test_*.py")
+    there = {name for file in tests for name in re.findall(r"def (test_\w+)", file.read_text())}
+    assert len(named) > 60
+    assert named <= there, named - there

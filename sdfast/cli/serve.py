@@ -27,6 +27,7 @@ _LIMITS: tuple[tuple[str, str, str], ...] = (
     ("prompt", "CHARACTERS", "Of a prompt."),
     ("body", "BYTES", "Of an HTTP request."),
     ("input_pixels", "PIXELS", "Width × height of a picture that is given."),
+    ("memory", "BYTES", "That drawing may take; 0: what the machine has."),
     ("deadline", "SECONDS", "That a request may take, waiting included."),
     ("stall", "SECONDS", "After which a silent worker is restarted."),
     ("drain", "SECONDS", "For what was accepted, when the service ends."),

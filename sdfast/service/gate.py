@@ -10,9 +10,11 @@ from pathlib import Path
 from .. import checks
 from ..bundle import Bundle, Manifest
 from ..errors import nearest
+from ..provenance import Inputs, inputs, lora_folders
 from ..request import Request, Resolved, resolve
 from . import given
 from .limits import Limits
+from .memory import Memory
 from .refusals import Infeasible, Overloaded, TooLarge, UnknownModel
 
 
@@ -31,10 +33,12 @@ class Model:
 
 @dataclass(frozen=True)
 class Checked:
-    """A request that can be drawn. request: with every default filled in."""
+    """A request that can be drawn. request: with every default filled in; inputs: digests of what
+    it is drawn from."""
 
     request: Request
     resolved: Resolved
+    inputs: Inputs
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Gate:
     models: Mapping[str, Model]
     controls: Mapping[str, Bundle]
     limits: Limits
+    memory: Memory
     loras: bool
     lora_dir: Path | None
 
@@ -69,7 +74,7 @@ class Gate:
         return loras.names([own, *([self.lora_dir] if self.lora_dir else [])])
 
     def checked(self, request: Request, model: Model, precision: str) -> Checked:
-        """Raises TooLarge, or another SdfastError for what nobody could draw."""
+        """Raises TooLarge, OutOfMemory, or another SdfastError for what nobody could draw."""
         names = partial(self.named_loras, model) if self.loras else None
         checked = given.checked(request, self.limits, self.controls, names)
         resolved = resolve(checked, model.bundle, precision)
@@ -82,11 +87,13 @@ class Gate:
                     "ask for a smaller one"
                 )
             each = each.second
+        self.memory.check(model.name, resolved, model.manifest.sizes)
         control = checked.control
         full = replace(
             resolved.as_request(), image=checked.image, mask=checked.mask, control=control
         )
-        return Checked(full, resolved)
+        folders = lora_folders(model.bundle, self.lora_dir)
+        return Checked(full, resolved, inputs(full, folders, lambda name: self.controls[name].path))
 
     def count(self, waiting: int, running: int, seconds: float) -> None:
         """Whether one more may wait. seconds: of work that is accepted already. Raises Overloaded,

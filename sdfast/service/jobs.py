@@ -10,6 +10,7 @@ from typing import Literal
 
 from PIL import Image
 
+from ..provenance import Inputs, Provenance
 from ..request import Request
 
 State = Literal["waiting", "running", "done", "failed"]
@@ -43,6 +44,7 @@ class Outcome:
     images: one for each seed; request: with every default filled in
     timings: seconds by stage: those of Result, and "queue"
     model: name of the bundle
+    made: how they were drawn, for their files; it does not name the machine
     """
 
     images: tuple[Image.Image, ...]
@@ -50,6 +52,7 @@ class Outcome:
     request: Request
     timings: Mapping[str, float]
     model: str
+    made: Provenance
 
 
 @dataclass(eq=False)
@@ -59,6 +62,7 @@ class Job:
     id: that nobody else has; owner: who may cancel it and see it
     deadline: on the monotonic clock
     seconds: of work that it was predicted to be; left: of that, what is left
+    pixels: of its largest picture; inputs: digests of what it is drawn from
     sent: when the worker got it
     """
 
@@ -69,6 +73,8 @@ class Job:
     priority: int
     deadline: float
     seconds: float
+    pixels: int
+    inputs: Inputs
     preview_every: int | None
     begun: float = field(default_factory=monotonic)
     progress: Progress = field(default_factory=lambda: Progress("waiting"))

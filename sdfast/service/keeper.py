@@ -78,8 +78,8 @@ class Keeper:
             self._reason = "died"
             try:
                 self._process = process = await Process.start(self._opening, self._command)
-            except OSError as error:
-                _LOG.error("the worker cannot be started: %s", error)
+            except OSError as error:  # too many files or processes: there may be fewer later
+                _LOG.error("the worker cannot be started: %s", error.strerror)
                 self._lost("could not be started")
                 continue
             watch = asyncio.create_task(self._watch(process))

@@ -23,6 +23,8 @@ class Limits:
     prompt: characters of a prompt, and of a negative prompt
     body: bytes of an HTTP request
     input_pixels: width × height of a picture that is given, asked before it is decoded
+    memory: bytes that the worker may have, of the GPU where it draws there, by which pictures are
+        refused that it could not draw; 0 for what the machine has
     deadline: seconds that a request may take, waiting included; one may ask for less
     stall: seconds that the worker may be silent while it has work; after these it is restarted. It
         is 20 usual steps at least
@@ -41,6 +43,7 @@ class Limits:
     prompt: int = 8000
     body: int = 32 << 20
     input_pixels: int = 16 << 20
+    memory: int = 0
     deadline: float = 600.0
     stall: float = 120.0
     drain: float = 30.0
@@ -55,4 +58,4 @@ class Limits:
                 )
 
 
-_MAY_BE_0 = ("rows", "pixels", "queue", "canary")
+_MAY_BE_0 = ("rows", "pixels", "queue", "memory", "canary")

@@ -24,6 +24,8 @@ from PIL import Image, ImageChops
 from .. import checks, checksums, cpu, errors, store
 from ..bundle import MANIFEST
 from ..errors import EngineError, InvalidRequest, SdfastError
+from ..provenance import Origin, Provenance
+from ..records import parsed
 from ..request import Request
 from .costs import Costs, work
 from .frames import Frame
@@ -31,6 +33,7 @@ from .gate import Gate, Model
 from .jobs import Job, Outcome, Progress
 from .keeper import Keeper
 from .limits import ORDERS, Limits
+from .memory import Memory
 from .metrics import Metrics
 from .opening import Opening
 from .process import COMMAND
@@ -46,6 +49,7 @@ from .refusals import (
 
 _LOG = logging.getLogger("sdfast.service")
 _GOLDEN = "golden:"  # begins the names of golden pictures among jobs
+_SMALL = "small:"  # those of the smallest ones, by which memory is measured
 _NEAR = 2  # levels by which a golden picture may differ: other numbers of rows round otherwise
 _HOPELESS = 5  # workers in a row that drew nothing
 
@@ -91,12 +95,13 @@ class Service:
                 "there is no bundle to draw with: name one of task text or inpaint"
             )
         self.metrics, self._costs = Metrics(), Costs()
+        self._memory = Memory(self.limits.memory)
         self._waiting: list[Job] = []
         self._running: dict[str, Job] = {}
         self._retried: set[str] = set()
         self._golden: dict[str, Image.Image] = {}
         self._awaited: set[str] = set()  # golden pictures that the worker has not drawn yet
-        self._precisions: dict[str, str] = {}
+        self._origins: dict[str, Origin] = {}
         self._ending = self._ready = False
         self._why: str | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -115,7 +120,7 @@ class Service:
         )
         folder = None if lora_dir is None else Path(lora_dir)
         some = loras or folder is not None
-        self._gate = Gate(self.models, steering, self.limits, some, folder)
+        self._gate = Gate(self.models, steering, self.limits, self._memory, some, folder)
         self._keeper = Keeper(opening, self.limits, self._heed, self._lost, self._has_work, command)
 
     # For those who embed it.
@@ -237,15 +242,16 @@ class Service:
         if self._ending or (not self._ready and not self._golden):
             raise Unavailable(f"{self.readiness()}: ask again later", 5.0)
         if self._keeper.failures > _HOPELESS:
-            raise Unavailable("the worker cannot be started again: ask another service", 30.0)
+            raise _gone()
         gate, found = self._gate, self._gate.model(model)
         gate.count(len(self._waiting), len(self._running), self._outstanding())
-        precision = self._precisions[found.name]
-        if any((request.image, request.mask, request.control)):  # which are decoded
+        precision = self._origins[found.name].precision
+        if gate.loras or any((request.image, request.mask, request.control)):  # files and pictures
             full = await asyncio.to_thread(gate.checked, request, found, precision)
         else:
             full = gate.checked(request, found, precision)
-        seconds = self._costs.predict(work(found.name, full.resolved))
+        asked = work(found.name, full.resolved)
+        seconds = self._costs.predict(asked)
         allowed = gate.deadline(deadline)
         if preview_every is not None:
             checks.whole("preview_every", preview_every, 1, 1000)
@@ -260,6 +266,8 @@ class Service:
             priority=priority,
             deadline=monotonic() + allowed,
             seconds=seconds,
+            pixels=max(asked.pictures),
+            inputs=full.inputs,
             preview_every=preview_every,
         )
         if any(job.id == other.id for other in (*self._running.values(), *self._waiting)):
@@ -295,6 +303,7 @@ class Service:
             said = {"do": "draw", "id": job.id, "model": job.model, "request": request}
             more = {"priority": job.priority, "seconds": job.seconds}
             self._keeper.send(Frame({**said, **more, "preview_every": job.preview_every}))
+            self._memory.begun(job.pixels, job.request.count)
             self._running[job.id] = job
             job.sent = monotonic()
             job.tell(Progress("running", seconds_left=self._left(job)))
@@ -347,13 +356,16 @@ class Service:
         what, name = said["said"], said["id"]
         job = self._running.get(name)
         if what == "opened":
-            self._precisions = {n: one["precision"] for n, one in said["models"].items()}
-            self._ask_for_golden()
+            self._origins = {name: parsed(Origin, one) for name, one in said["models"].items()}
+            self._memory.opened(**said["memory"])
+            self._ask_for_golden(small=True)
         elif what == "unusable":
             self._failed, self._keeper.ended = _error(said), True
             self._told()
         elif what == "tick":
             self._ticked(said)
+        elif name.startswith(_SMALL):
+            self._measured(name.removeprefix(_SMALL), frame)
         elif name.startswith(_GOLDEN):
             self._compare(name.removeprefix(_GOLDEN), frame)
         elif job is not None and what in ("progress", "preview"):
@@ -395,14 +407,17 @@ class Service:
                     f"{request.count} picture(s) of {request.width}×{request.height} could not be "
                     "drawn for want of memory: ask for fewer or smaller ones"
                 )
-            if "trace" in said:
+            if "trace" in said:  # what broke may have broken the engines: they are tried
                 _LOG.error("job %s: %s", job.id, said["trace"])
+                self._ask_for_golden()
             return _error(said)
         if said["blank"]:
             return BadOutput("what was drawn is of one colour: ask with another seed or prompt")
         timings = {**said["timings"], "queue": job.sent - job.begun}
         self._saw_pictures(job.model, frame)
-        return Outcome(frame.pictures, tuple(said["seeds"]), request, timings, job.model)
+        self._memory.saw(job.model, job.pixels, request.count, said["grown"])
+        made = Provenance(self._origins[job.model], job.inputs, len(frame.pictures))
+        return Outcome(frame.pictures, tuple(said["seeds"]), request, timings, job.model, made)
 
     def _saw_pictures(self, model: str, frame: Frame) -> None:
         timings, (width, height) = frame.said["timings"], frame.pictures[0].size
@@ -426,16 +441,35 @@ class Service:
                 job.left = job.seconds
                 job.tell(Progress("waiting"))
                 self._waiting.append(job)
+        if self._keeper.failures > _HOPELESS:
+            for job in list(self._waiting):
+                self._answer(job, _gone())
         self._told()
 
     # Whether what it draws is right.
 
-    def _ask_for_golden(self) -> None:
-        for name in self.models:
+    def _ask_for_golden(self, small: bool = False) -> None:
+        for name, model in self.models.items():
             if name not in self._awaited:
-                said = {"do": "golden", "id": _GOLDEN + name, "model": name}
+                sizes = model.manifest.sizes
+                pixels = sizes.minimum**2 if small else sizes.width * sizes.height
+                said = {"do": "golden", "model": name, "small": small}
+                said["id"] = (_SMALL if small else _GOLDEN) + name
+                self._memory.begun(pixels, 1)
                 self._keeper.send(Frame({**said, "priority": 1, "seconds": 0.0}))
                 self._awaited.add(name)
+
+    def _measured(self, model: str, frame: Frame) -> None:
+        """The smallest picture was drawn, or was not."""
+        self._awaited.discard(model)
+        if frame.said["said"] == "failed":
+            _LOG.error("%s: %s", model, frame.said["message"])
+            self._keeper.kill("cannot draw")
+            return
+        (drawn,) = frame.pictures
+        self._memory.saw(model, drawn.width * drawn.height, 1, frame.said["grown"])
+        if not self._awaited:
+            self._ask_for_golden()
 
     def _compare(self, model: str, frame: Frame) -> None:
         self._awaited.discard(model)
@@ -444,6 +478,7 @@ class Service:
             (drawn,) = frame.pictures
             first = model not in self._golden
             self._saw_pictures(model, frame)
+            self._memory.saw(model, drawn.width * drawn.height, 1, frame.said["grown"])
             wrong = _distance(self._golden.setdefault(model, drawn), drawn) > _NEAR
         if wrong:
             self._ready, self._why = False, "what was drawn is not what should be"
@@ -464,6 +499,10 @@ class Service:
             await asyncio.sleep(self.limits.canary)
             if self._ready:
                 self._ask_for_golden()
+
+
+def _gone() -> Unavailable:
+    return Unavailable("the worker cannot be started again: ask another service", 30.0)
 
 
 def _distance(one: Image.Image, other: Image.Image) -> int:

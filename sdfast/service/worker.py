@@ -9,11 +9,13 @@ the socket does, at once.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any
@@ -24,13 +26,17 @@ from .. import pipeline
 from ..devices.calls import Running
 from ..errors import EngineError, SdfastError
 from ..pipeline import Pipeline, Result
+from ..plans.host import CpuPlans
+from ..provenance import Origin
 from ..request import Request
 from .batcher import Batcher, End, Tick
 from .frames import Frame, packed, receive
+from .memory import Footprint
 from .opening import Opening
 
 _GOLDEN_SEED, _GOLDEN_STEPS = 20250926, 4
 _NICER = 5
+_WANT = re.compile("out.of.memory|alloc|available memory", re.IGNORECASE)
 
 
 class Worker:
@@ -54,16 +60,23 @@ class Worker:
             )
             for name, bundle in opening.bundles.items()
         }
-        self._controls = opening.controls
+        self._controls, self._threads = opening.controls, opening.threads
+        self._footprint = Footprint(next(iter(self._pipelines.values())).free)
         self._batcher = Batcher(opening.rows, opening.order)
 
     def serve(self) -> None:
         """Draws until the socket ends."""
         opened = {
-            name: {"backend": one.backend, "precision": one.precision, "device": one.device}
+            name: asdict(Origin.of(one, self._threads, throughput=True).unnamed())
             for name, one in self._pipelines.items()
         }
-        self._send("opened", models=opened)
+        on_cpu = all(one.device == "cpu" for one in self._pipelines.values())
+        memory = {
+            "room": self._footprint.room,
+            "idle": self._footprint.idle,
+            "together": 1 if on_cpu else CpuPlans.batch,  # on a CPU each core has rows of its own
+        }
+        self._send("opened", models=opened, memory=memory)
         while True:
             for frame in self._received(wait=not self._batcher.runs):
                 self._heed(frame)
@@ -88,7 +101,7 @@ class Worker:
         drawn = self._pipelines[said["model"]]
         try:
             if said["do"] == "golden":
-                running = drawn.drawing(golden(drawn))
+                running = drawn.drawing(golden(drawn, said["small"]))
             else:
                 running = self._drawing(drawn, job, said)
         except Exception as error:
@@ -128,13 +141,14 @@ class Worker:
         if isinstance(end, Result):
             blank = any(map(_blank, end.images))
             timings = dict(end.timings)
-            self._send("drawn", job, end.images, seeds=end.seeds, timings=timings, blank=blank)
+            more = {"timings": timings, "blank": blank, "grown": self._footprint.grown()}
+            self._send("drawn", job, end.images, seeds=end.seeds, **more)
             return
         kind = type(end).__name__
         if isinstance(end, SdfastError) and not isinstance(end, EngineError):
             self._send("failed", job, kind=kind, message=str(end))
             return
-        kind = "OutOfMemory" if isinstance(end, EngineError | MemoryError) else "Broken"
+        kind = "OutOfMemory" if _of_memory(end) else "Broken"
         trace = "".join(traceback.format_exception(end))
         self._send("failed", job, kind=kind, message=str(end), trace=trace)
 
@@ -152,9 +166,12 @@ class Worker:
             os._exit(0)  # the service is gone, and with it who would take what is drawn
 
 
-def golden(drawn: Pipeline) -> Request:
-    """A small request of which every worker is to draw the same picture."""
+def golden(drawn: Pipeline, small: bool = False) -> Request:
+    """A request of which every worker is to draw the same picture. small: as small as it can be,
+    which tells what memory a larger one takes."""
     sizes = drawn.bundle.sizes
+    if small:
+        sizes = replace(sizes, width=sizes.minimum, height=sizes.minimum)
     return Request(
         "a lighthouse by the sea",
         steps=_GOLDEN_STEPS,
@@ -162,6 +179,13 @@ def golden(drawn: Pipeline) -> Request:
         width=sizes.width,
         height=sizes.height,
     )
+
+
+def _of_memory(error: Exception) -> bool:
+    """Whether it is for want of memory, by the words of the library that failed."""
+    said = str(error.__cause__ or error)
+    failed = isinstance(error, EngineError) and _WANT.search(said) is not None
+    return failed or isinstance(error, MemoryError)
 
 
 def _blank(image: Image.Image) -> bool:

@@ -1,8 +1,10 @@
 """The worker, with a fault that a test asks for: python faulty_worker.py FAULT FD."""
 
+import math
 import os
 import sys
 import time
+from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from sdfast import images
+from sdfast.backends import onnxruntime
 from sdfast.backends.onnxruntime import OnnxRuntimeEngine
 from sdfast.devices.together import Together
 from sdfast.errors import EngineError
@@ -49,6 +52,41 @@ def before_engines(happen: Any, network: str = "") -> None:
         run(self, session, binding)
 
     OnnxRuntimeEngine._run = each  # type: ignore[method-assign]
+
+
+def no_numbers(network: str) -> None:
+    """What the network writes for requests whose prompt says "nan" is not finite."""
+    row = OnnxRuntimeEngine.run_row
+
+    def each(self: OnnxRuntimeEngine, tensors: Mapping[str, Any], alone: bool) -> None:
+        row(self, tensors, alone)
+        if asked and "nan" in asked[-1] and network in self._file.stem:
+            for name in self.outputs:
+                values = memoryview(tensors[name]).cast("B").cast("f")
+                values[:] = array("f", [math.nan]) * len(values)
+
+    OnnxRuntimeEngine.run_row = each  # type: ignore[method-assign]
+
+
+def broken() -> None:
+    """From the first request on nothing runs in this process; the next worker is whole."""
+    global poisoned
+    if once():
+        poisoned = True
+    if poisoned:
+        raise EngineError("unet.onnx failed") from RuntimeError("an illegal memory access")
+
+
+poisoned = False
+
+
+def keeps_all(bytes_of_files: int) -> None:
+    """Keeps networks of any size in the store; files may have so many bytes, 0 for any."""
+    onnxruntime._WORTH_KEEPING = 0
+    if bytes_of_files:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_of_files, bytes_of_files))
 
 
 def die() -> None:
@@ -106,10 +144,17 @@ def main(fault: str, descriptor: int) -> None:
     kind, _, stage = fault.partition(":")
     if kind == "memory":
         little_memory()
+    elif kind == "nan":
+        no_numbers(stage)
+    elif kind == "keep":
+        keeps_all(int(stage))
+    elif kind == "gone" and Path(os.environ["SDFAST_FAULT_ONCE"]).exists():
+        sys.exit("cannot be started")  # once it has died
     elif kind in ("blank", "garbage"):
         other_pictures({"blank": blank, "garbage": garbage}[kind])
     else:
-        before_engines({"die": die, "hang": hang, "poison": poison}[kind], stage)
+        happen = {"die": die, "gone": die, "hang": hang, "poison": poison, "broken": broken}[kind]
+        before_engines(happen, stage)
     worker.main(descriptor)
 
 

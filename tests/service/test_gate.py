@@ -10,12 +10,13 @@ from sdfast import Request
 from sdfast.errors import InvalidRequest
 from sdfast.service import Limits, Service
 from sdfast.service.gate import Gate
+from sdfast.service.memory import Memory
 
 PROMPT = "a red circle <lora:{}:0.8>"
 
 
 def gate(loras: bool, folder: Path | None) -> Gate:
-    return Gate(Service().models, {}, Limits(), loras, folder)
+    return Gate(Service().models, {}, Limits(), Memory(0), loras, folder)
 
 
 @pytest.mark.parametrize("name", ["imk", "../ink", "/etc/passwd", "i" * 400])

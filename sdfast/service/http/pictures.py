@@ -148,10 +148,11 @@ def _files(outcome: Outcome, form: str, quality: int) -> list[bytes]:
             single,
             outcome.model,
             __version__,
+            replace(outcome.made, place=place),
             quality=quality,
             compression=_COMPRESSION,
         )
-        for image, single in zip(outcome.images, singles, strict=True)
+        for place, (image, single) in enumerate(zip(outcome.images, singles, strict=True))
     ]
 
 

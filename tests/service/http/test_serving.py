@@ -6,12 +6,14 @@ import contextlib
 import json
 import os
 import re
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,9 @@ SHORT = {"prompt": "a small red circle", "steps": 1, "width": 64, "height": 64}
 class Served:
     """A process, its address and what it says."""
 
-    def __init__(self, *arguments: str, **environment: str) -> None:
+    def __init__(self, *arguments: str, before: Sequence[str] = (), **environment: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "sdfast", "serve", *arguments],
+            [*before, sys.executable, "-m", "sdfast", "serve", *arguments],
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, **environment},
@@ -81,8 +83,8 @@ def begun() -> Iterator[Any]:
     """Starts some, which are ended with the test."""
     served: list[Served] = []
 
-    def start(*arguments: str, **environment: str) -> Served:
-        served.append(Served("--port", "0", "--backend", "onnxruntime", *arguments, **environment))
+    def start(*arguments: str, **more: Any) -> Served:
+        served.append(Served("--port", "0", "--backend", "onnxruntime", *arguments, **more))
         return served[-1]
 
     yield start
@@ -258,6 +260,43 @@ def test_options_may_be_in_the_environment(begun: Any) -> None:
     body = {**SHORT, "steps": 8}
     answer = httpx.post(f"{url}/v1/generate", json=body, headers=two)
     assert answer.json()["error"]["message"] == "steps is 8; this service allows up to 7"
+
+
+def test_more_connections_than_files_are_answered_when_there_are_files(begun: Any) -> None:
+    served = begun()
+    url = served.ready()
+    host, port = url.removeprefix("http://").split(":")
+    resource.prlimit(served.process.pid, resource.RLIMIT_NOFILE, (40, 40))
+    with contextlib.ExitStack() as held:
+        for _ in range(60):
+            held.enter_context(socket.create_connection((host, int(port)), 5))
+        time.sleep(0.5)
+        assert served.process.poll() is None
+    assert httpx.get(f"{url}/healthz", timeout=20).status_code == 200
+    assert httpx.post(f"{url}/v1/generate", json=SHORT, timeout=30).status_code == 200
+
+
+@pytest.mark.parametrize("home", ["/proc", "/nowhere/at/all"])
+def test_without_a_home_that_can_be_written_everything_is_drawn(begun: Any, home: str) -> None:
+    served = begun(HOME=home, XDG_CACHE_HOME=home, SDFAST_HOME=f"{home}/sdfast", TMPDIR=home)
+    url = served.ready()
+    assert httpx.post(f"{url}/v1/generate", json=SHORT, timeout=30).status_code == 200
+
+
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "-pf", "true"], capture_output=True, check=False).returncode != 0,
+    reason="only some users may have a process namespace of their own",
+)
+def test_as_the_first_process_of_a_container_it_ends_by_sigterm(begun: Any) -> None:
+    served = begun(before=("unshare", "-pf", "--kill-child"))
+    url = served.ready()
+    (first,) = served.workers()
+    with httpx.stream("POST", f"{url}/v1/generate", json={**LONG, "steps": 20}) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        os.kill(first, signal.SIGTERM)
+        assert "event: done" in list(lines)
+    assert served.ended() == 0
 
 
 def test_every_limit_is_an_option_with_its_default() -> None:
