@@ -66,11 +66,16 @@ def encode(
     model: str,
     version: str,
     made: Provenance | None = None,
+    *,
+    quality: int = 95,
+    compression: int = 6,
 ) -> bytes:
     """The file's bytes with the request in them.
 
     form: png, jpeg, jpg or webp
     made: how it was drawn, for those who want to compare; it names the machine
+    quality: 0…100, of JPEG and WebP; compression: 0…9, of PNG: 1 takes a fifth of the time of 6
+        for files a third larger
     """
     if form not in FORMATS:
         raise InvalidRequest(f"format {form!r} is unknown; use one of {', '.join(FORMATS)}")
@@ -83,9 +88,9 @@ def encode(
         info = PngInfo()
         info.add_itxt(_LINE, line)
         info.add_itxt(_KEY, full)
-        image.save(buffer, "PNG", pnginfo=info)
+        image.save(buffer, "PNG", pnginfo=info, compress_level=compression)
     else:
-        image.save(buffer, FORMATS[form], quality=95, exif=_exif(full, line))
+        image.save(buffer, FORMATS[form], quality=quality, exif=_exif(full, line))
     return buffer.getvalue()
 
 

@@ -19,6 +19,7 @@ from .build import build
 from .export import export, recipes
 from .generate import generate
 from .replay import replay
+from .serve import serve
 from .show import doctor, info, samplers
 from .triton import export_triton
 
@@ -59,7 +60,7 @@ def main() -> None:
 
 
 for command in (
-    *(generate, batch, replay),
+    *(generate, batch, replay, serve),
     *(export, build, recipes, export_triton),
     *(info, samplers, bench, doctor),
 ):
