@@ -32,7 +32,7 @@ from .bundles import Offer, offer, received
 from .connection import places
 
 _BLOCKS = 2000  # tasks at most: of more runs each has several, which are lost together
-_RETRIES = 3  # of a task whose process is lost: a picture that kills processes ends with it
+_RESTARTS = 5  # of an actor: a picture that kills processes ends with the last of them
 _BLOCK_BYTES = 16 << 20
 _BEHIND = 2  # tasks that an actor has, of which it does one
 
@@ -81,7 +81,7 @@ def draw(
             initial_size=actors,
             max_tasks_in_flight_per_actor=_BEHIND,
         ),
-        max_task_retries=_RETRIES,
+        ray_remote_args_fn=_retrying,
     )
     missing = dict(enumerate(planned))
     for answer in drawn.iter_rows():
@@ -93,6 +93,11 @@ def draw(
         yield Failure(
             _place(run), "the processes that drew it were lost, or failed: see the log of Ray"
         )
+
+
+def _retrying() -> dict[str, Any]:
+    # Tasks are tried again while a node that is lost is not known to be, which takes many tries.
+    return {"max_restarts": _RESTARTS, "max_task_retries": -1}
 
 
 def _prepare() -> None:

@@ -14,12 +14,13 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
+import ray.util
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from .. import bundle, checksums, store
@@ -29,6 +30,7 @@ from ..errors import BundleError, OutputError
 from ..provenance import digest
 
 PIECE = 8 << 20  # bytes of a file that go through the object store at a time
+_NAMESPACE = "sdfast bundles"
 
 
 @dataclass(frozen=True)
@@ -47,15 +49,17 @@ def offer(own: Bundle, *, lasting: bool = False) -> Offer:
     options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": here}
     if lasting:
         name = f"bundle {own.name} {secrets.token_hex(8)}"
-        options |= {"name": name, "namespace": "sdfast", "lifetime": "detached"}
+        options |= {"name": name, "namespace": _NAMESPACE, "lifetime": "detached"}
     actor = ray.remote(_Source).options(**options).remote(str(own.path), found)
     return Offer(own.name, found, actor)
 
 
-def withdraw(offers: Iterable[Offer]) -> None:
-    """Ends what gives them to nodes that do not have them yet."""
-    for one in offers:
-        ray.kill(one.source)
+def withdraw() -> None:
+    """Ends every lasting offer of this cluster: nodes that do not have the bundle stay without."""
+    for one in ray.util.list_named_actors(all_namespaces=True):
+        if one["namespace"] == _NAMESPACE:
+            with suppress(ValueError):  # it has ended meanwhile
+                ray.kill(ray.get_actor(one["name"], _NAMESPACE))
 
 
 def received(offered: Offer) -> Path:

@@ -62,6 +62,11 @@ def cores_of_a_node() -> int:
     return min(filter(None, (int(has.get("CPU", 0)) for has in _nodes())), default=1)
 
 
+def has_gpus() -> bool:
+    """Whether a node that is alive has one."""
+    return any(has.get("GPU", 0) for has in _nodes())
+
+
 def _nodes() -> list[dict[str, float]]:
     """What each that is alive has."""
     found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
