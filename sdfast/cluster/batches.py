@@ -106,7 +106,9 @@ def _prepare() -> None:
     context.enable_progress_bars = False
     context.max_errored_blocks = -1  # others go on where one cannot be drawn
     context.target_max_block_size = _BLOCK_BYTES  # by which Ray bounds what runs
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    for handler in logging.getLogger("ray.data").handlers:
+        if not isinstance(handler, logging.FileHandler):
+            handler.setLevel(logging.CRITICAL)  # its own files have what it logs
 
 
 def _kept(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -30,8 +32,9 @@ def connected(address: str | None) -> Iterator[None]:
         yield
         return
     try:
+        _reach(address or os.environ.get("RAY_ADDRESS", ""))
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise BackendUnavailable(
             f"there is no Ray cluster at {address or 'RAY_ADDRESS'} ({error}): give its "
             "--ray-address, or none to use this machine alone"
@@ -40,6 +43,13 @@ def connected(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Raises OSError where nobody listens at HOST:PORT, for which Ray waits for minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdecimal() and host and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
 
 
 def places(cores: int, gpu: bool) -> int:

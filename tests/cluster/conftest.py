@@ -15,7 +15,8 @@ from sdfast import store
 
 @pytest.fixture
 def nodes(tmp_path: Path) -> Iterator[Nodes]:
-    """Two of one core each, that this process is connected to."""
+    """Two of one core each, that this process is connected to: a head, whose store is that of the
+    tests, and "second"."""
     ray = pytest.importorskip("ray", reason="needs Ray: pip install sdfast[ray]")
     from ray.cluster_utils import Cluster
 

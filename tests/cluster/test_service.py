@@ -1,0 +1,143 @@
+"""The service on two nodes of Ray: what its replicas promise together."""
+
+from __future__ import annotations
+
+import base64
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from nodes import Nodes
+
+pytest.importorskip("ray", reason="needs Ray: pip install sdfast[ray]")
+
+from ray import serve
+
+from sdfast.provenance import digest
+from sdfast.service import Limits
+from sdfast.service import ray as on_ray
+from sdfast.service.http.settings import Settings
+
+ASKED: dict[str, Any] = {"prompt": "a small red circle", "width": 64, "height": 64, "steps": 2}
+LONG = {**ASKED, "steps": 200, "count": 4, "width": 128, "height": 128}
+LIMITS = Limits(queue=2, running=2, deadline=60.0, canary=0)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+class Served:
+    """The application on the nodes, by the address of its proxies."""
+
+    def __init__(self, bundle: Path) -> None:
+        self._settings, self._bundle = Settings(port=free_port()), bundle
+        serve.start(http_options=on_ray.http_options(LIMITS, self._settings))
+        self.url = f"http://127.0.0.1:{self._settings.port}"
+
+    def by(self, replicas: int) -> None:
+        """Returns when so many draw."""
+        made = on_ray.deployment(
+            [self._bundle],
+            limits=LIMITS,
+            settings=self._settings,
+            replicas=on_ray.Replicas(replicas, replicas, 1),
+            device="cpu",
+            backend="onnxruntime",
+        )
+        serve.run(made, name=on_ray.NAME)
+        states = serve.status().applications[on_ray.NAME].deployments[on_ray.NAME].replica_states
+        assert states == {"RUNNING": replicas}
+
+
+@pytest.fixture
+def served(nodes: Nodes, unknown: Path) -> Iterator[Served]:
+    made = Served(unknown)
+    yield made
+    serve.shutdown()
+
+
+def picture(client: httpx.Client, seed: int) -> str:
+    answer = client.post("/v1/generate", json={**ASKED, "seed": seed})
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["images"][0]["b64_json"])
+
+
+def in_work(client: httpx.Client) -> float:
+    """Requests that run or wait, of the one replica."""
+    lines = client.get("/metrics").text.splitlines()
+    names = ("sdfast_requests_running ", "sdfast_requests_waiting ")
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(names))
+
+
+def settle(client: httpx.Client, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while in_work(client):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def leave(url: str, stream: bool) -> None:
+    """Asks for much, and goes when the first of it has come, or after half a second."""
+    asked = {**LONG, "stream": stream}
+    with (
+        suppress(httpx.ReadTimeout),
+        httpx.stream("POST", f"{url}/v1/generate", json=asked, timeout=0.5) as answer,
+    ):
+        assert answer.status_code in (200, 429)
+        next(answer.iter_lines())
+
+
+@pytest.mark.slow
+def test_a_replica_streams_refuses_and_stops_with_its_clients(served: Served) -> None:
+    served.by(1)
+    with httpx.Client(base_url=served.url, timeout=60) as client:
+        # Streaming: progress comes while it is drawn.
+        began, seen = time.monotonic(), list[tuple[str, float]]()
+        with client.stream("POST", "/v1/generate", json={**LONG, "stream": True}) as answer:
+            for line in answer.iter_lines():
+                if line.startswith("event: "):
+                    seen.append((line.removeprefix("event: "), time.monotonic() - began))
+        names = [name for name, _ in seen]
+        assert names[-5:] == ["image"] * 4 + ["done"]
+        first, last = seen[0][1], seen[-1][1]
+        assert names.count("progress") > 10
+        assert first < last / 4
+
+        # Full: everybody is answered, and who is refused is told when to come again.
+        with ThreadPoolExecutor(24) as pool:
+            asked = {**LONG, "count": 1}
+            answers = list(pool.map(lambda _: client.post("/v1/generate", json=asked), range(24)))
+        statuses = [answer.status_code for answer in answers]
+        assert statuses.count(200) >= LIMITS.running + LIMITS.queue
+        assert statuses.count(429) == 24 - statuses.count(200) > 0
+        for answer in answers:
+            assert answer.status_code == 200 or int(answer.headers["retry-after"]) >= 1
+
+        # Clients that go leave nothing behind.
+        for stream in (True, False) * 4:
+            leave(served.url, stream)
+        settle(client, 5)
+
+
+@pytest.mark.slow
+def test_replicas_draw_the_same_pictures(served: Served, nodes: Nodes, unknown: Path) -> None:
+    drawn = []
+    for replicas in (1, 2):
+        served.by(replicas)
+        with httpx.Client(base_url=served.url, timeout=60) as client, ThreadPoolExecutor(4) as pool:
+            drawn.append(list(pool.map(lambda seed: picture(client, seed), range(8))))
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0])) == 8
+    # The other node fetched what it had not.
+    fetched = nodes.homes["second"] / "received" / digest(unknown)[:32]
+    assert (fetched / "bundle.json").read_bytes() == (unknown / "bundle.json").read_bytes()
+    assert base64.b64decode(drawn[0][0]).startswith(b"\x89PNG")
