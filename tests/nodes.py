@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 MEMORY = 80 << 20  # bytes of each node's object store: the least that Ray takes
 
 
@@ -13,8 +15,8 @@ MEMORY = 80 << 20  # bytes of each node's object store: the least that Ray takes
 class Nodes:
     """A head, whose store is that of the tests, and others."""
 
-    folder: Path
-    cluster: Any = None
+    folders: pytest.TempPathFactory
+    cluster: Any
     homes: dict[str, Path] = field(default_factory=dict)
     others: dict[str, Any] = field(default_factory=dict)
 
@@ -24,7 +26,7 @@ class Nodes:
 
     def add(self, name: str) -> None:
         """Starts a node of that name and store."""
-        self.homes[name] = self.folder / name
+        self.homes[name] = self.folders.mktemp(name)
         self.others[name] = self.cluster.add_node(
             num_cpus=1,
             object_store_memory=MEMORY,

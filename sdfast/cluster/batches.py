@@ -47,14 +47,16 @@ def draw(
     """As `batches.draw`, on the cluster that this process is connected to.
 
     pipe: as every actor opens one, which this process plans with
-    opening: what it was opened by, its threads too: an actor has as many cores
+    opening: what it was opened by, its threads too: an actor without a GPU has as many
+        cores
     callback: is told each run that has come
     Raises OutputError, and BackendUnavailable where a node cannot draw as this one does.
     """
     if not planned:
         return
     on_gpu = pipe.device != "cpu"
-    actors = min(places(opening["threads"], on_gpu), len(planned))
+    cores = 1 if on_gpu else opening["threads"]
+    actors = min(places(cores, on_gpu), len(planned))
     bundles = {str(one["bundle"]) for run in planned for one in _steering(run[0].request)}
     painter = {
         "own": offer(pipe.bundle),
@@ -73,7 +75,7 @@ def draw(
         fn_constructor_kwargs=painter,
         batch_size=1,
         batch_format="pyarrow",
-        num_cpus=opening["threads"],
+        num_cpus=cores,
         num_gpus=1 if on_gpu else None,
         compute=ray.data.ActorPoolStrategy(
             min_size=1,

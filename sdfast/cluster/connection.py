@@ -9,14 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..errors import BackendUnavailable, InvalidRequest
+import ray
 
-try:
-    import ray
-except ModuleNotFoundError as error:
-    raise BackendUnavailable(
-        f"Ray needs {error.name}, which is not installed: pip install sdfast[ray]"
-    ) from error
+from ..errors import BackendUnavailable, InvalidRequest
 
 _MANY = 1 << 30
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import FastAPI
+from ray import serve
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import store
@@ -36,8 +37,6 @@ from .http.guard import JsonLines
 from .http.settings import Settings
 from .limits import Limits
 from .service import Service
-
-from ray import serve  # isort: skip  # whose absence sdfast.cluster tells in a sentence
 
 NAME = "sdfast"
 PREFIX = "SDFAST_SERVE_"
@@ -128,11 +127,12 @@ def app(_arguments: dict[str, str]) -> serve.Application:
             f"{PREFIX}HOST {settings.host} is reached by others: set SDFAST_API_KEYS, or "
             f"{PREFIX}INSECURE=1 where something else keeps them out"
         )
+    cores = _said("CORES") or _said("THREADS")
     return deployment(
         os.environ.get(f"{PREFIX}BUNDLES", "demo").split(),
         limits=limits,
         settings=settings,
-        replicas=Replicas.told(_said("REPLICAS") or "", _number("cores", int, _said("CORES"), 0)),
+        replicas=Replicas.told(_said("REPLICAS") or "", _number("cores", int, cores, 0)),
         loras=_flag("LORAS"),
         **{name: value for name in _OWN if (value := _said(name.upper())) is not None},
     )

@@ -13,24 +13,29 @@ from nodes import MEMORY, Nodes
 from sdfast import store
 
 
-@pytest.fixture
-def nodes(tmp_path: Path) -> Iterator[Nodes]:
-    """Two of one core each, that this process is connected to: a head, whose store is that of the
-    tests, and "second"."""
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    """That this process is connected to: a head of one core, whose store is that of the tests."""
     ray = pytest.importorskip("ray", reason="needs Ray: pip install sdfast[ray]")
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(
+    started = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": MEMORY}
     )
-    made = Nodes(tmp_path / "nodes", cluster)
     try:
-        made.add("second")
-        ray.init(address=cluster.address, log_to_driver=False)
-        yield made
+        ray.init(address=started.address, log_to_driver=False)
+        yield Nodes(tmp_path_factory, started)
     finally:
         ray.shutdown()
-        cluster.shutdown()
+        started.shutdown()
+
+
+@pytest.fixture
+def nodes(cluster: Nodes) -> Nodes:
+    """The head and "second", another node of one core, whose store is empty where it is new."""
+    if "second" not in cluster.others:
+        cluster.add("second")
+    return cluster
 
 
 @pytest.fixture

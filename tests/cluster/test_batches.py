@@ -18,13 +18,14 @@ from PIL import Image
 
 import sdfast
 from sdfast import Pipeline, batches, store
-from sdfast.cluster import batches as on_ray
 from sdfast.picture_folder import SIDECAR, Folder
 from sdfast.prompt_files import Row
 from sdfast.provenance import Origin, digest
 from sdfast.sweeps import Picture
 
 pytest.importorskip("ray", reason="needs Ray: pip install sdfast[ray]")
+
+from sdfast.cluster import batches as on_ray
 
 OPENING: dict[str, Any] = {
     "backend": "onnxruntime",
@@ -39,9 +40,11 @@ OPENING: dict[str, Any] = {
 SMALL = {"steps": 2, "width": 64, "height": 64}
 
 
-def planned(pipe: Pipeline, count: int) -> list[list[Picture]]:
+def planned(pipe: Pipeline, count: int, steps: int = 2) -> list[list[Picture]]:
     rows = [Row(f"row {k}", {"prompt": f"a small red circle, {k}"}) for k in range(count)]
-    pictures, failures = batches.expand(rows, SMALL, (), pipe, Origin.of(pipe, 1))
+    pictures, failures = batches.expand(
+        rows, {**SMALL, "steps": steps}, (), pipe, Origin.of(pipe, 1)
+    )
     assert not failures
     return batches.runs(pictures)
 
@@ -60,9 +63,11 @@ def listed(folder: Path) -> list[str]:
     return sorted(json.loads(line)["file"] for line in (folder / SIDECAR).open())
 
 
-def drawn_while_a_node_dies(nodes: Nodes, bundle: Path, count: int, folder: Path) -> None:
+def drawn_while_a_node_dies(
+    nodes: Nodes, bundle: Path, count: int, steps: int, folder: Path
+) -> None:
     pipe = sdfast.load(bundle, "onnxruntime", "cpu", 1, precision="fp32")
-    runs, made = planned(pipe, count), Folder(folder / "cluster", "png", Origin.of(pipe, 1))
+    runs, made = planned(pipe, count, steps), Folder(folder / "cluster", "png", Origin.of(pipe, 1))
     fetched = nodes.homes["second"] / "received" / digest(bundle)[:32]
     came = came_since = 0
     for outcome in on_ray.draw(runs, pipe, made, OPENING):
@@ -80,14 +85,14 @@ def drawn_while_a_node_dies(nodes: Nodes, bundle: Path, count: int, folder: Path
 def test_every_prompt_has_one_picture_though_a_node_dies(
     nodes: Nodes, unknown: Path, tmp_path: Path
 ) -> None:
-    drawn_while_a_node_dies(nodes, unknown, 40, tmp_path)
+    drawn_while_a_node_dies(nodes, unknown, 40, 6, tmp_path)
 
 
 @pytest.mark.slow
 def test_each_of_200_prompts_has_one_picture_though_a_node_dies(
     nodes: Nodes, unknown: Path, tmp_path: Path
 ) -> None:
-    drawn_while_a_node_dies(nodes, unknown, 200, tmp_path)
+    drawn_while_a_node_dies(nodes, unknown, 200, 2, tmp_path)
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ pytest.importorskip("ray", reason="needs Ray: pip install sdfast[ray]")
 
 from ray import serve
 
+from sdfast.errors import InvalidRequest
 from sdfast.provenance import digest
 from sdfast.service import Limits
 from sdfast.service import ray as on_ray
@@ -141,3 +142,63 @@ def test_replicas_draw_the_same_pictures(served: Served, nodes: Nodes, unknown: 
     fetched = nodes.homes["second"] / "received" / digest(unknown)[:32]
     assert (fetched / "bundle.json").read_bytes() == (unknown / "bundle.json").read_bytes()
     assert base64.b64decode(drawn[0][0]).startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_what_a_lost_node_had_is_drawn_when_it_is_asked_again(served: Served, nodes: Nodes) -> None:
+    served.by(2)
+    failed = []
+
+    def until_drawn(seed: int) -> str:
+        for _ in range(60):
+            try:
+                answer = httpx.post(
+                    f"{served.url}/v1/generate", json={**ASKED, "seed": seed}, timeout=60
+                )
+            except httpx.TransportError as error:
+                failed.append(type(error).__name__)
+            else:
+                if answer.status_code == 200:
+                    return str(answer.json()["images"][0]["b64_json"])
+                failed.append(answer.status_code)
+            time.sleep(0.5)
+        raise AssertionError(failed)
+
+    with ThreadPoolExecutor(4) as pool:
+        drawn = [pool.submit(until_drawn, seed) for seed in range(40)]
+        while sum(one.done() for one in drawn) < 10:
+            time.sleep(0.05)
+        nodes.kill("second")
+        pictures = [one.result() for one in drawn]
+    assert len(set(pictures)) == 40
+    assert until_drawn(0) == pictures[0]
+    assert not {*failed} - {429, 500, 503, "ReadError", "RemoteProtocolError", "ConnectError"}
+    print(failed)
+
+
+def test_the_environment_says_what_options_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"QUEUE": "3", "QUEUE_SECONDS": "7.5", "CORS_ORIGINS": "https://a.example", "PORT": ""}
+    for name, value in {**said, "LOG_PROMPTS": "true", "HOST": "0.0.0.0"}.items():
+        monkeypatch.setenv(f"SDFAST_SERVE_{name}", value)
+    assert Limits(**on_ray._told(Limits)) == Limits(queue=3, queue_seconds=7.5)
+    assert Settings(**on_ray._told(Settings)) == Settings(
+        host="0.0.0.0", cors_origins=("https://a.example",), log_prompts=True
+    )
+    with pytest.raises(InvalidRequest, match="reached by others: set SDFAST_API_KEYS"):
+        on_ray.app({})
+    monkeypatch.setenv("SDFAST_SERVE_QUEUE", "many")
+    with pytest.raises(InvalidRequest, match="SDFAST_SERVE_QUEUE is 'many'; it must be a number"):
+        on_ray.app({})
+
+
+@pytest.mark.parametrize(
+    ("text", "least", "most"), [("", 1, 0), ("2", 2, 2), ("1:4", 1, 4), ("3:3", 3, 3)]
+)
+def test_replicas_are_a_number_or_a_range(text: str, least: int, most: int) -> None:
+    assert on_ray.Replicas.told(text, 8) == on_ray.Replicas(least, most, 8)
+
+
+@pytest.mark.parametrize("text", ["0", "4:1", "a:b", "-1", "1:2:3", ":2"])
+def test_replicas_are_nothing_else(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="must be MIN:MAX"):
+        on_ray.Replicas.told(text, 0)
