@@ -98,6 +98,7 @@ def deployment(
     most = replicas.most or max(places(cores, on_gpu), replicas.least)
     offers = [offer(store.load(one), lasting=True) for one in bundles]
     options |= {"threads": cores, "device": device.partition(":")[0]}  # the GPU that Ray gives it
+    taken = limits.running + limits.queue + _SPARE
     made: Any = serve.deployment(
         name=NAME,
         ray_actor_options={"num_cpus": cores, "num_gpus": 1 if on_gpu else 0},
@@ -106,8 +107,8 @@ def deployment(
             "max_replicas": most,
             "target_ongoing_requests": limits.running,  # beyond these they wait
         },
-        max_ongoing_requests=limits.running + limits.queue + _SPARE,
-        max_queued_requests=max(limits.queue, 1),
+        max_ongoing_requests=taken,
+        max_queued_requests=taken,  # of each proxy, where also those are that look for a replica
         backpressure_config={"status_code": 429, "retry_after_s": _again(limits)},
         # What a replica has accepted is done or refused by then.
         graceful_shutdown_timeout_s=limits.deadline + limits.drain + _CLOSING,
