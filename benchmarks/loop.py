@@ -55,7 +55,11 @@ def main() -> None:
         pipe(request.as_request())  # traces, allocates and warms up
         variant = pipe._variants.plain
         guidance = Guidance(request.guidance)
-        return variant.plans.get(request, guidance, 1, variant.conditions).loop
+        with (
+            variant.conditions() as conditions,
+            variant.plans.lend(request, guidance, 1, conditions) as plan,
+        ):
+            return plan.loop
 
     tested = loop(given.steps)
     outside, whole = [], []

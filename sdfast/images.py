@@ -11,7 +11,7 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -138,7 +138,7 @@ def read(file: Path) -> Carried:
 
     Raises InvalidRequest when the file is missing, no picture, or carries nothing.
     """
-    own, _, form = _texts(file)
+    own, _, form = texts(file)
     said, request, model = _said(file, own)
     try:
         made = said.get("made")
@@ -158,7 +158,7 @@ def read_request(file: Path) -> tuple[Request, str]:
 
     Raises InvalidRequest when the file is missing, no picture, or carries none.
     """
-    own, line, _ = _texts(file)
+    own, line, _ = texts(file)
     if own is None and line is not None:
         told_by_others = infotext.read(line)
         return told_by_others.request(), told_by_others.model
@@ -179,7 +179,7 @@ def _said(file: Path, own: Any) -> tuple[dict[str, Any], Request, str]:
         ) from error
 
 
-def _texts(file: Path) -> tuple[Any, str | None, str | None]:
+def texts(file: Path | BinaryIO) -> tuple[Any, str | None, str | None]:
     """The JSON of sdfast, the text of A1111's form, and the file's format."""
     try:
         with Image.open(file) as image:

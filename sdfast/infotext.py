@@ -62,7 +62,8 @@ _NEGATIVE = "Negative prompt: "
 _LINES = (
     "Prompt lines"  # of the prompt, told where a line of it looks like the negative one's first
 )
-_PAIR = re.compile(r'\s*(\w[\w \-/]*):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+# Names are bounded, so that no text takes long to search.
+_PAIR = re.compile(r'(\w[\w \-/]{0,63}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 _COUNT = re.compile("[0-9]{1,9}")
 _FEWEST = 3  # pairs of a line of values; with fewer it is taken for a prompt's
 
@@ -122,12 +123,7 @@ def write(request: Request, model: str, version: str) -> str:
 
 def read(text: str) -> Infotext:
     """What a text of A1111's form says. One that is of no form is all prompt."""
-    head, _, line = text.rstrip("\n").rpartition("\n")
-    pairs = {name.strip(): _unquoted(value.strip()) for name, value in _PAIR.findall(line)}
-    if len(pairs) < _FEWEST:
-        head, pairs = text, {}
-    lines = pairs.pop(_LINES, "")
-    prompt, negative = _heads(head, int(lines) if _COUNT.fullmatch(lines) else None)
+    prompt, negative, pairs = _parted(text)
     found: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative}
     others = {}
     for name, value in pairs.items():
@@ -139,6 +135,22 @@ def read(text: str) -> Infotext:
     if "sampler" in found:
         found.setdefault("schedule", _UNNAMED_SCHEDULE)
     return Infotext(found, others)
+
+
+def words(text: str) -> dict[str, str]:
+    """What a text says by A1111's words, each as it stands there."""
+    prompt, negative, pairs = _parted(text)
+    return {"Prompt": prompt, _NEGATIVE.rstrip(": "): negative, **pairs}
+
+
+def _parted(text: str) -> tuple[str, str, dict[str, str]]:
+    """The prompt, the negative one, and the values by their words."""
+    head, _, line = text.rstrip("\n").rpartition("\n")
+    pairs = {name.strip(): _unquoted(value.strip()) for name, value in _PAIR.findall(line)}
+    if len(pairs) < _FEWEST:
+        head, pairs = text, {}
+    lines = pairs.pop(_LINES, "")
+    return *_heads(head, int(lines) if _COUNT.fullmatch(lines) else None), pairs
 
 
 def _heads(head: str, lines: int | None) -> tuple[str, str]:
@@ -250,7 +262,7 @@ def _second(hires: Mapping[str, Any] | None) -> dict[str, str | None]:
     }
     latent = hires.get("resize") == "latent"
     return {
-        "Denoising strength": _number(hires.get("strength")),
+        "Denoising strength": _number(hires.get("strength", hires.get("denoise"))),
         **told,
         _UPSCALER: _LATENT if latent else "Lanczos",
     }

@@ -25,11 +25,11 @@ NETWORKS = (
 )
 CONTROLS = ("controlnet", "t2i_adapter")
 """Each alone in a bundle of task "control"."""
-_DENOISERS = ("unet", "unet_shallow", "unet_adapters")
+DENOISERS = ("unet", "unet_shallow", "unet_adapters")
 EIGHT_BITS = {
-    "int8": (*_DENOISERS, "vae_decoder"),
-    "int8-fp16": (*_DENOISERS, "vae_decoder"),
-    "fp8": _DENOISERS,
+    "int8": (*DENOISERS, "vae_decoder"),
+    "int8-fp16": (*DENOISERS, "vae_decoder"),
+    "fp8": DENOISERS,
 }
 """The precisions whose products are of eight bits, and the networks that can be in them: those
 whose time counts. The rest of a network is fp32 in int8, and fp16 in the others, which are

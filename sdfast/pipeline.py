@@ -25,6 +25,7 @@ from .devices.runs import FORMS
 from .encoding import Encoder, rows
 from .errors import BackendUnavailable, Cancelled, InvalidRequest, nearest
 from .guidance import Guidance
+from .networks import DENOISERS
 from .opened import Opened
 from .plans import Drawn, Plans
 from .plans.gpu import GpuPlans
@@ -257,10 +258,10 @@ class Pipeline:
                 self._opened.spare("vae_encoder")
             if start is None:
                 del seconds["vae_encoder"]
-            kept = latents if by_latents else None
-            drawn = yield from self._run(request, start, progress, seconds, kept)
+            ends = latents if by_latents else None
+            drawn = yield from self._run(request, start, progress, seconds, ends)
             if not by_latents:
-                pictures = self._decoded(drawn, canvas, seconds)
+                pictures = yield from self._decoded(drawn, canvas, seconds)
         if second is not None and not second.draws:
             pictures = [scaled(picture, (second.width, second.height)) for picture in pictures]
         elif second is not None:
@@ -268,10 +269,10 @@ class Pipeline:
                 start = self._encoder.again(second, latents if by_latents else pictures)
                 self._opened.spare("vae_encoder")
             drawn = yield from self._run(second, start, progress, seconds)
-            pictures = self._decoded(drawn, None, seconds)
+            pictures = yield from self._decoded(drawn, None, seconds)
         seconds["total"] = perf_counter() - started
-        full = request.as_request()
-        return Result(tuple(pictures), request.seeds, dict(seconds), full, self._form)
+        told = request.seeds, dict(seconds), request.as_request(), self._form
+        return Result(tuple(pictures), *told)
 
     def _run(
         self,
@@ -302,24 +303,23 @@ class Pipeline:
                     with plans.lend(request, guidance, count, conditions) as plan:
                         plan.condition(conditions)
                         for seeds in alike:
-                            first = request.seeds.index(seeds[0])
-                            end = first + count
-                            plan.redraw(None if start is None else rows(start, first, end))
+                            k = request.seeds.index(seeds[0])
+                            plan.redraw(None if start is None else rows(start, k, k + count))
                             drawn.append((yield from plan.denoise(request, guidance, seeds, told)))
                             if latents is not None:
                                 latents.append(drawn[-1].latents())
-                opened.spare(
-                    "unet", "unet_shallow", "unet_adapters", "controlnet", "time_projection"
-                )
+                opened.spare(*DENOISERS, "controlnet", "time_projection")
                 self._opened.spare("preview_decoder")
         self._form = plans.form
         return drawn
 
     def _decoded(
         self, drawn: Sequence[Drawn], canvas: Canvas | None, seconds: dict[str, float]
-    ) -> list[Image.Image]:
+    ) -> Running[list[Image.Image]]:
+        pictures = list[Image.Image]()
         with _timed(seconds, "vae_decoder"):
-            pictures = [picture for one in drawn for picture in one.pictures()]
+            for one in drawn:
+                pictures += yield from one.pictures()
             self._opened.spare("vae_decoder")
         return pictures if canvas is None else [canvas.finished(picture) for picture in pictures]
 

@@ -4,11 +4,11 @@ pipeline holds."""
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from .. import cpu, external_data
@@ -77,7 +77,8 @@ class OnnxRuntimeEngine:
         precision(options.precision)
         self._file, self._options = file, options
         self._replaced: list[Any] = []
-        self._pool: ThreadPoolExecutor | None = None  # where rows run
+        self._single: Any = None  # of one thread, by which rows run side by side
+        self._lock = Lock()
         self._session = self._open()
         self.inputs = _specs(self._session.get_inputs())
         self.outputs = _specs(self._session.get_outputs())
@@ -103,11 +104,11 @@ class OnnxRuntimeEngine:
     def bind(self, tensors: Mapping[str, Tensor]) -> None:
         if self._session is None:  # it was closed
             self._session = self._open()
-        self._binding = self._bind(tensors)
+        self._binding = self._bind(self._session, tensors)
         self._bound = dict(tensors)  # the binding knows addresses alone: keep the memory alive
 
-    def _bind(self, tensors: Mapping[str, Tensor]) -> Any:
-        binding = self._session.io_binding()
+    def _bind(self, session: Any, tensors: Mapping[str, Tensor]) -> Any:
+        binding = session.io_binding()
         for name, tensor in fitting(self, tensors).items():
             bound = binding.bind_input if name in self.inputs else binding.bind_output
             kind = _ELEMENTS[tensor.dtype]
@@ -116,35 +117,30 @@ class OnnxRuntimeEngine:
         return binding
 
     def run(self, stream: int = 0) -> None:
-        self._run(self._binding)
+        self._run(self._session, self._binding)
 
-    def _run(self, binding: Any) -> None:
+    def _run(self, session: Any, binding: Any) -> None:
         try:
-            self._session.run_with_iobinding(binding)
+            session.run_with_iobinding(binding)
         except Exception as error:  # its exceptions share no base of their own
             raise EngineError(
                 f"{self._file.name} failed ({first_line(error)}): a smaller picture or fewer "
                 "images need less memory"
             ) from error
 
-    def run_rows(self, rows: Sequence[Mapping[str, Tensor]]) -> None:
-        if self._pool is None or self._session is None:
-            # One session at a time: each has threads of its own, and weights.
-            threads = self._options.threads or cpu.cores()
-            self.close()
-            self._session = self._open(threads=1)
-            self._pool = ThreadPoolExecutor(threads)
-        for done in [self._pool.submit(self._run_row, row) for row in rows]:
-            done.result()
-
-    def _run_row(self, row: Mapping[str, Tensor]) -> None:
-        self._run(self._bind(row))
+    def run_row(self, row: Mapping[str, Tensor], alone: bool) -> None:
+        if alone:  # the same bits by all threads
+            self.bind(row)
+            self.run()
+            return
+        with self._lock:
+            if self._single is None:
+                self._single = self._open(threads=1)
+            session = self._single
+        self._run(session, self._bind(session, row))
 
     def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
-            self._pool = None
-        self._binding = self._session = None
+        self._binding = self._session = self._single = None
         self._replaced = []
         self._bound = {}
 

@@ -6,13 +6,13 @@ from __future__ import annotations
 import ctypes
 import mmap
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
-from itertools import groupby
 from pathlib import Path
-from threading import Event, Thread
+from queue import SimpleQueue
+from threading import Event, Lock, Thread
 from typing import Any
 
 from .. import cpu
@@ -73,6 +73,8 @@ class OpenVinoEngine:
         self.inputs, self.outputs = _specs(model.inputs), _specs(model.outputs)
         self._compiled: dict[tuple[Shapes, int], list[Any]] = {}  # requests, one for each part
         self._requests: list[Any] = []
+        self._free: dict[Shapes, SimpleQueue[Any]] = {}  # requests that no thread has
+        self._lock = Lock()
         self._bound: Mapping[str, Tensor] = {}
 
     def bind(self, tensors: Mapping[str, Tensor]) -> None:
@@ -112,7 +114,9 @@ class OpenVinoEngine:
             self._compiled[key] = self._compiled.pop(key)  # the latest comes last
         else:
             while len(self._compiled) >= self._kept:
-                self._compiled.pop(next(iter(self._compiled)))
+                forgotten, _ = oldest = next(iter(self._compiled))
+                self._compiled.pop(oldest)
+                self._free.pop(forgotten, None)
             self._requests = []  # they hold what they are of
             compiled = self._compile(shapes, parts)
             self._compiled[key] = [compiled.create_infer_request() for _ in range(parts)]
@@ -170,20 +174,24 @@ class OpenVinoEngine:
             for request in self._requests:
                 request.wait()
 
-    def run_rows(self, rows: Sequence[Mapping[str, Tensor]]) -> None:
-        threads = self._options.threads or cpu.cores()
-        fitted = [fitting(self, row) for row in rows]
-        for shapes, alike in groupby(fitted, self._shapes):
-            requests = self._for(shapes, threads)
+    def run_row(self, row: Mapping[str, Tensor], alone: bool) -> None:
+        # Alone or not, by one core: by several it would be other bits.
+        fitted, threads = fitting(self, row), self._options.threads or cpu.cores()
+        shapes = self._shapes(fitted)
+        with self._lock:
+            if (shapes, threads) not in self._compiled or shapes not in self._free:
+                self._free[shapes] = SimpleQueue()
+                for request in self._for(shapes, threads):
+                    self._free[shapes].put(request)
+            free = self._free[shapes]
+        request = free.get()
+        try:
             with self._failing():
-                for k, row in enumerate(alike):
-                    request = requests[k % threads]
-                    request.wait()
-                    for name, tensor in row.items():
-                        request.set_tensor(name, _shared(tensor))
-                    request.start_async()
-                for request in requests:
-                    request.wait()
+                for name, tensor in fitted.items():
+                    request.set_tensor(name, _shared(tensor))
+                request.infer()
+        finally:
+            free.put(request)
 
     def _shapes(self, tensors: Mapping[str, Tensor]) -> Shapes:
         return tuple((name, tuple(tensors[name].shape)) for name in self.inputs)
@@ -200,6 +208,7 @@ class OpenVinoEngine:
 
     def close(self) -> None:
         self._requests = []
+        self._free.clear()
         self._compiled.clear()
         self._bound = {}
 

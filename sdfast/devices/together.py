@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Protocol, runtime_checkable
 
+from .. import cpu
 from ..tensors import Tensor, TensorSpec
 from .calls import Call
 
@@ -30,18 +32,23 @@ class ByRow(Whole, Protocol):
     layer.
     """
 
-    def run_rows(self, rows: Sequence[Mapping[str, Tensor]]) -> None:
-        """Runs the network on each of these, tensors of one row; returns when all are written."""
+    def run_row(self, row: Mapping[str, Tensor], alone: bool) -> None:
+        """Runs the network on tensors of one row, by one core; returns when they are written. May
+        be called by several threads at once. alone: whether there is only this one, so that other
+        cores may help where the row becomes the same by that."""
 
 
 def alike(calls: Iterable[Call]) -> list[list[Call]]:
-    """The calls in groups that one call can stand for, in the order of their firsts: of the same
-    network and shapes but for rows. What is more than one network is called alone."""
+    """The calls in groups that can be made as one, in the order of their firsts: all of networks
+    that are ByRow, and those of another network that differ in rows alone. What is more than one
+    network is called alone."""
     groups: dict[object, list[Call]] = {}
     for k, call in enumerate(calls):
         network, tensors = call
         key: object = k
-        if isinstance(network, Whole):
+        if isinstance(network, ByRow):
+            key = ByRow
+        elif isinstance(network, Whole):
             sides = tuple(tensors[n].shape[1:] for n in (*network.inputs, *network.outputs))
             key = id(network), sides
         groups.setdefault(key, []).append(call)
@@ -49,26 +56,43 @@ def alike(calls: Iterable[Call]) -> list[list[Call]]:
 
 
 class Together:
-    """Makes calls that are alike as one.
+    """Makes calls that are alike as one. threads: that rows run by, 0 for one on each core.
 
     Networks that are ByRow run each row where it lies. For others rows are copied into tensors of
     1, 2, 4, 8 … rows, since they are compiled anew, or recorded, for each number of them; rows
     that are too many repeat the last.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int = 0) -> None:
+        self._pool = ThreadPoolExecutor(threads or cpu.cores())
         self._room: dict[object, dict[str, Tensor]] = {}
 
     def make(self, calls: Sequence[Call]) -> None:
         """Makes calls that `alike` put together."""
         network, tensors = calls[0]
         if isinstance(network, ByRow):
-            network.run_rows([row for _, tensors in calls for row in _rows(network, tensors)])
+            self._by_row(calls)
         elif isinstance(network, Whole):
             self._gathered(network, [tensors for _, tensors in calls])
         else:
             network.bind(tensors)
             network.run()
+
+    def _by_row(self, calls: Sequence[Call]) -> None:
+        rows = [
+            (network, row)
+            for network, tensors in calls
+            if isinstance(network, ByRow)
+            for row in _rows(network, tensors)
+        ]
+        if len(rows) == 1:
+            network, row = rows[0]
+            network.run_row(row, alone=True)
+            return
+        running = [self._pool.submit(network.run_row, row, False) for network, row in rows]
+        wait(running)  # all of them, whichever fail: others write to their tensors
+        for done in running:
+            done.result()
 
     def _gathered(self, network: Whole, sets: Sequence[Mapping[str, Tensor]]) -> None:
         names = (*network.inputs, *network.outputs)

@@ -25,7 +25,7 @@ from ..redrawing import Redrawn, masked
 from ..request import Resolved
 from ..tensors import Tensor
 
-Pictures = Callable[[], list[Image.Image]]
+Pictures = Callable[[], Running[list[Image.Image]]]
 """Decodes what was denoised, an image a seed."""
 
 _K = TypeVar("_K")

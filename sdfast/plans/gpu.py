@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
+from PIL import Image
+
 from .. import images, noise, samplers, tiling
 from ..bundle import noise_schedule
 from ..conditioning import Conditions
@@ -183,8 +185,13 @@ class GpuPlan:
             pixels = Tensor.empty(self._pixels, "u8")
             tiling.run(self._decoder, {"latent": drawn, "image": pixels}, self._tiles)
             drawn = pixels
-        pictures = images.from_pixels(drawn)
-        return Drawn(lambda: pictures, lambda: copied(latents()))
+        decoded = images.from_pixels(drawn)
+
+        def pictures() -> Running[list[Image.Image]]:
+            yield from ()
+            return decoded
+
+        return Drawn(pictures, lambda: copied(latents()))
 
 
 class _Evaluated:

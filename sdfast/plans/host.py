@@ -102,7 +102,6 @@ class CpuPlan:
         else:
             self._denoiser = denoiser(unet, projection=hoisted)
             self.loop = HostRun(sampler, request.sigmas, parameters, self._denoiser, latent)
-        self._pixels = Tensor.empty((batch, request.height, request.width, 3), "u8")
 
     def redraw(self, redrawn: Redrawn | None) -> None:
         self._redrawn = redrawn
@@ -145,11 +144,16 @@ class CpuPlan:
         yield from self.loop.calls(guidance, draw, progress, self._redrawn)
         latent = copied(self.loop.result)  # others may have the plan before it is decoded
 
-        def pictures() -> list[Image.Image]:
+        def pictures() -> Running[list[Image.Image]]:
             # No earlier: memory holds one network at a time.
             decoder = self._opened.on_the_host("vae_decoder")
-            tiling.run(decoder, {"latent": latent, "image": self._pixels}, self._tiles)
-            return images.from_pixels(self._pixels)
+            pixels = Tensor.empty((self._batch, request.height, request.width, 3), "u8")
+            tensors = {"latent": latent, "image": pixels}
+            if self._tiles.single:
+                yield decoder, tensors
+            else:
+                tiling.run(decoder, tensors, self._tiles)
+            return images.from_pixels(pixels)
 
         return Drawn(pictures, lambda: latent)
 

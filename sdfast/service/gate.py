@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 from .. import checks
 from ..bundle import Bundle, Manifest
@@ -38,12 +40,13 @@ class Checked:
 @dataclass(frozen=True)
 class Gate:
     """See the module. controls: the ControlNets that are served; loras: whether prompts may name
-    LoRA."""
+    LoRA; lora_dir: where those are that are of no bundle."""
 
     models: Mapping[str, Model]
     controls: Mapping[str, Bundle]
     limits: Limits
     loras: bool
+    lora_dir: Path | None
 
     def model(self, name: str | None) -> Model:
         """That of the name; without one the first. Raises UnknownModel."""
@@ -56,9 +59,19 @@ class Gate:
             )
         return self.models[name]
 
+    def named_loras(self, model: Model) -> tuple[str, ...]:
+        """The LoRA that prompts for a model may name; none where they may name none."""
+        if not self.loras:
+            return ()
+        from .. import loras  # which loads what no other request needs
+
+        own = model.bundle.path / loras.FOLDER
+        return loras.names([own, *([self.lora_dir] if self.lora_dir else [])])
+
     def checked(self, request: Request, model: Model, precision: str) -> Checked:
         """Raises TooLarge, or another SdfastError for what nobody could draw."""
-        checked = given.checked(request, self.limits, self.controls, self.loras)
+        names = partial(self.named_loras, model) if self.loras else None
+        checked = given.checked(request, self.limits, self.controls, names)
         resolved = resolve(checked, model.bundle, precision)
         each: Resolved | None = resolved
         most = self.limits.pixels or model.manifest.sizes.maximum**2

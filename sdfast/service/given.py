@@ -6,7 +6,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,32 +19,45 @@ from ..request import Request
 from .limits import Limits
 from .refusals import TooLarge
 
+Names = Callable[[], Collection[str]]
 FORMATS = ("PNG", "JPEG", "WEBP")
 _DATA = "data:image/"
 
 
 def checked(
-    request: Request, limits: Limits, controls: Mapping[str, Bundle], loras: bool
+    request: Request, limits: Limits, controls: Mapping[str, Bundle], loras: Names | None
 ) -> Request:
     """The request with its pictures as data URLs.
 
-    controls: the ControlNets that are served, by name; loras: whether prompts may name LoRA
+    controls: the ControlNets that are served, by name; loras: the LoRA that prompts may
+        name, None where they may name none
     Raises InvalidRequest and TooLarge.
     """
     _bounded(request, limits)
     second = request.hires if isinstance(request.hires, Mapping) else {}
-    for text in (request.prompt, second.get("prompt") or ""):
-        if not loras and isinstance(text, str) and (found := prompts.parse(text).loras):
-            raise InvalidRequest(
-                f"the prompt, column {found[0].column}: this service draws without LoRA: leave "
-                f"out <lora:{found[0].name}:…>"
-            )
+    for text in (request.prompt, second.get("prompt")):
+        if isinstance(text, str):
+            _named(text, loras)
     return replace(
         request,
         image=_picture("image", request.image, limits),
         mask=_picture("mask", request.mask, limits),
         control=_steered(request.control, limits, controls),
     )
+
+
+def _named(text: str, known: Names | None) -> None:
+    """Raises InvalidRequest for a prompt with a LoRA that it may not name."""
+    for lora in prompts.parse(text).loras:
+        where = f"the prompt, column {lora.column}"
+        if known is None:
+            raise InvalidRequest(
+                f"{where}: this service draws without LoRA: leave out <lora:{lora.name}:…>"
+            )
+        if lora.name not in (names := known()):  # which tells no folder, as the worker would
+            raise InvalidRequest(
+                f"{where}: there is no LoRA {lora.name!r}{nearest(lora.name, names)}"
+            )
 
 
 def _bounded(request: Request, limits: Limits) -> None:

@@ -113,7 +113,9 @@ class Service:
             rows=self.limits.rows or (16 if on_gpu else 4 * (threads or cpu.cores())),
             order=order,
         )
-        self._gate = Gate(self.models, steering, self.limits, loras or lora_dir is not None)
+        folder = None if lora_dir is None else Path(lora_dir)
+        some = loras or folder is not None
+        self._gate = Gate(self.models, steering, self.limits, some, folder)
         self._keeper = Keeper(opening, self.limits, self._heed, self._lost, self._has_work, command)
 
     # For those who embed it.
@@ -188,6 +190,14 @@ class Service:
         """Those of that owner that wait or run, the oldest first."""
         found = [j for j in (*self._running.values(), *self._waiting) if j.owner == owner]
         return sorted(found, key=lambda job: job.begun)
+
+    def model(self, name: str | None = None) -> Model:
+        """That of the name; without one the first. Raises UnknownModel."""
+        return self._gate.model(name)
+
+    def loras(self, model: str) -> tuple[str, ...]:
+        """The LoRA that prompts for a model may name; none where they may name none."""
+        return self._gate.named_loras(self.models[model])
 
     async def drain(self, seconds: float | None = None) -> None:
         """Takes nothing new, and returns when all that was accepted is answered. What takes longer

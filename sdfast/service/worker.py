@@ -30,6 +30,7 @@ from .frames import Frame, packed, receive
 from .opening import Opening
 
 _GOLDEN_SEED, _GOLDEN_STEPS = 20250926, 4
+_NICER = 5
 
 
 class Worker:
@@ -172,6 +173,7 @@ def main(descriptor: int) -> None:
     """Serves the other end of that socket."""
     # Who stops the service stops the worker by its socket, after what it draws.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(_NICER)  # the service has an answer for everybody, also when all cores draw
     connection = socket.socket(fileno=descriptor)
     try:
         worker = Worker(connection)

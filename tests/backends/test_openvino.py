@@ -63,7 +63,14 @@ def test_what_is_kept_is_opened_and_computes_the_same(tmp_path: Path) -> None:
     assert one["key"]["INFERENCE_PRECISION_HINT"] == "f32"
 
 
-def test_the_compiled_forms_of_the_latest_two_shapes_are_held() -> None:
+def test_the_compiled_forms_of_the_latest_two_shapes_are_held(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small = openvino.open(DEMO.network("unet"), EXACT)
+    for rows in (1, 2, 3):
+        small.bind(tensors(rows, 8))
+    assert len(small._compiled) == 3
+    monkeypatch.setattr(openvino, "_SMALL", 0)
     engine = openvino.open(DEMO.network("unet"), EXACT)
     for rows in (1, 2, 1, 3):
         engine.bind(tensors(rows, 8))

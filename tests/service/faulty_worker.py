@@ -41,15 +41,14 @@ def watched() -> None:
 
 def before_engines(happen: Any, network: str = "") -> None:
     """Calls happen() before an engine whose file has that in its name runs for a request."""
-    run, rows = OnnxRuntimeEngine._run, OnnxRuntimeEngine.run_rows
+    run = OnnxRuntimeEngine._run
 
-    def each(self: OnnxRuntimeEngine, binding: Any) -> None:
+    def each(self: OnnxRuntimeEngine, session: Any, binding: Any) -> None:
         if asked and network in self._file.stem:
             happen()
-        run(self, binding)
+        run(self, session, binding)
 
     OnnxRuntimeEngine._run = each  # type: ignore[method-assign]
-    assert rows
 
 
 def die() -> None:

@@ -12,7 +12,7 @@ from fastapi import APIRouter, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from ... import __version__
-from . import errors, generate, health, openai
+from . import a1111, errors, generate, health, hugging_face, kserve, openai, options, page
 from .guard import Guard
 from .settings import Settings
 
@@ -23,6 +23,11 @@ ROUTERS: tuple[Callable[[Service, Settings], APIRouter], ...] = (
     health.router,
     openai.router,
     generate.router,
+    a1111.router,
+    hugging_face.router,
+    kserve.router,
+    options.router,
+    page.router,
 )
 """In the order in which paths are matched."""
 _log = logging.getLogger("sdfast.http")

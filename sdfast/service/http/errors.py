@@ -66,10 +66,27 @@ class Answer(BaseModel):
     error: Error
 
 
-RESPONSES: dict[int | str, dict[str, Any]] = {
-    "default": {"model": Answer, "description": "What went wrong"}
-}
-"""Of routes in OpenAI's shape, for the schema."""
+class A1111Answer(BaseModel):
+    """The same in A1111's shape."""
+
+    error: str
+    detail: str
+    body: str
+    errors: str
+
+
+class OipAnswer(BaseModel):
+    """The same in that of the Open Inference Protocol."""
+
+    error: str
+
+
+def answers(shape: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """For the schema of routes that answer in a shape."""
+    return {"default": {"model": shape, "description": "What went wrong"}}
+
+
+RESPONSES = answers(Answer)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """What every request meets before a route does, as pure ASGI.
 
 In this order: an id; whether its Host and Origin are known, so that no page in a browser reaches
-a service on this machine by another name; whether it has an API key, on every route but /healthz;
-its body, bounded in bytes and seconds while it comes. Then the route, whose answer has the id, goes
+a service on this machine by another name; whether it has an API key, on all paths but OPEN's; its
+body, bounded in bytes and seconds while it comes. Then the route, whose answer has the id, goes
 only as fast as its reader takes it, and is logged as one line of JSON without what was asked.
 """
 
@@ -31,8 +31,8 @@ from ..limits import Limits
 from .errors import Problem, problem
 from .settings import LOOPBACK, Settings
 
-OPEN = ("/healthz",)
-"""Paths that nobody needs a key for."""
+OPEN = ("/healthz", "/")
+"""Paths that nobody needs a key to read: the page itself holds nothing, and asks for the key."""
 BODIES = 8  # of the largest size that are held at a time
 _DISCARDED = 4  # times the largest size of a body that is refused, and taken nevertheless
 _HEAD, _HEADER = 32 << 10, 32  # bytes of a path and headers; that each takes beside its own
@@ -134,7 +134,7 @@ class Guard:
             raise Refused(Problem(431, "the headers are too large", "too_large", None, _CLOSE))
         self._check_host(headers.get("host", ""))
         self._check_origin(headers)
-        if scope["path"] in OPEN:
+        if scope["path"] in OPEN and scope["method"] in ("GET", "HEAD"):
             return "anyone"
         if not self._keys:
             client = scope.get("client")

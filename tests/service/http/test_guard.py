@@ -83,18 +83,23 @@ def test_with_a_key_it_is(locked: str, headers: dict[str, str]) -> None:
     assert httpx.get(f"{locked}/v1/models", headers=headers).status_code == 200
 
 
-def test_every_route_but_healthz_asks_for_the_key(locked: str, serving: Serving) -> None:
+def test_every_route_but_healthz_and_the_page_asks_for_the_key(
+    locked: str, serving: Serving
+) -> None:
     said = app(serving.service, Settings()).openapi()["paths"]
     paths = [path.replace("{", "").replace("}", "") for path in said]
     assert {"/metrics", "/readyz", "/v1/generate", "/v1/images/edits"} <= set(paths)
     methods = ("GET", "POST", "HEAD", "OPTIONS", "PROPFIND")
-    others = ("/docs", "/redoc", "/openapi.json", "/", "/nothing", "//healthz/")
+    others = ("/docs", "/redoc", "/openapi.json", "/nothing", "//healthz/")
     routes = [(method, path) for path in (*paths, *others) for method in methods]
     with httpx.Client(base_url=locked) as client:
         for method, path in routes:
-            status = client.request(method, path).status_code
-            assert (status == 401) == (path != "/healthz"), (method, path)
-            assert client.get(path.upper()).status_code == 401
+            status = client.request(method, f"{locked}{path}").status_code
+            read = path in ("/healthz", "/") and method in ("GET", "HEAD")
+            assert (status == 401) == (not read), (method, path)
+            if path != "/":
+                assert client.get(f"{locked}{path.upper()}").status_code == 401
+        assert client.get("/").status_code == 200
 
 
 @pytest.mark.parametrize(
