@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -44,19 +46,23 @@ class Served:
         serve.start(http_options=on_ray.http_options(LIMITS, self._settings))
         self.url = f"http://127.0.0.1:{self._settings.port}"
 
-    def by(self, replicas: int) -> None:
-        """Returns when so many draw."""
+    def running(self) -> int:
+        """Replicas that draw."""
+        found = serve.status().applications[on_ray.NAME].deployments[on_ray.NAME]
+        return found.replica_states.get("RUNNING", 0)
+
+    def by(self, least: int, most: int = 0) -> None:
+        """Returns when the least draw."""
         made = on_ray.deployment(
             [self._bundle],
             limits=LIMITS,
             settings=self._settings,
-            replicas=on_ray.Replicas(replicas, replicas, 1),
+            replicas=on_ray.Replicas(least, most or least, 1),
             device="cpu",
             backend="onnxruntime",
         )
         serve.run(made, name=on_ray.NAME)
-        states = serve.status().applications[on_ray.NAME].deployments[on_ray.NAME].replica_states
-        assert states == {"RUNNING": replicas}
+        assert self.running() == least
 
 
 @pytest.fixture
@@ -201,3 +207,41 @@ def test_replicas_are_a_number_or_a_range(text: str, least: int, most: int) -> N
 def test_replicas_are_nothing_else(text: str) -> None:
     with pytest.raises(InvalidRequest, match="must be MIN:MAX"):
         on_ray.Replicas.told(text, 0)
+
+
+@pytest.mark.slow
+def test_another_replica_comes_where_requests_wait(served: Served) -> None:
+    served.by(1, 2)
+    until = time.monotonic() + 90
+
+    def ask() -> None:
+        while served.running() < 2 and time.monotonic() < until:
+            asked = {**LONG, "count": 1}
+            assert httpx.post(f"{served.url}/v1/generate", json=asked, timeout=60).status_code in (
+                200,
+                429,
+            )
+
+    with ThreadPoolExecutor(4) as pool:
+        for asking in [pool.submit(ask) for _ in range(4)]:
+            asking.result()
+    assert served.running() == 2
+
+
+@pytest.mark.slow
+def test_a_signal_ends_the_service_after_what_it_has_accepted(nodes: Nodes) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "sdfast", "serve", "--ray-address", nodes.address]
+    command += ["--replicas", "1", "--cores", "1", "--port", str(port), "--canary", "0"]
+    command += ["--device", "cpu", "--backend", "onnxruntime"]
+    serving = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert serving.stderr is not None
+    assert any("listening at" in line for line in serving.stderr)
+    url = f"http://127.0.0.1:{port}/v1/generate"
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(httpx.post, url, json=LONG, timeout=60)
+        time.sleep(1)
+        serving.terminate()
+        assert asking.result().status_code == 200
+    assert serving.wait(60) == 0
+    assert on_ray.NAME not in serve.status().applications
