@@ -19,9 +19,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     ray = pytest.importorskip("ray", reason="needs Ray: pip install sdfast[ray]")
     from ray.cluster_utils import Cluster
 
-    started = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": MEMORY}
-    )
+    head = {"num_cpus": 1, "object_store_memory": MEMORY, "include_dashboard": False}
+    started = Cluster(initialize_head=True, head_node_args=head)
     try:
         ray.init(address=started.address, log_to_driver=False)
         yield Nodes(tmp_path_factory, started)
