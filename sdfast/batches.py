@@ -12,11 +12,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+from PIL import Image
 
 from . import canvas, images, store
 from .errors import Cancelled, InvalidRequest, OutputError, SdfastError
-from .picture_folder import Folder, Record
 from .prompt_files import Row
 from .provenance import Origin, digest_of
 from .request import Request, Resolved, resolve
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 TOGETHER = 8  # pictures that differ in their seed alone, drawn as one request
 _LONGEST_SLUG = 40
+_T = TypeVar("_T")
+Add: TypeAlias = Callable[[str, Image.Image, Request, Mapping[str, float], int, int], _T]
+"""As picture_folder.Folder.add."""
 
 
 @dataclass(frozen=True)
@@ -174,11 +178,12 @@ def _without(names: Sequence[str], request: Mapping[str, Any]) -> dict[str, Any]
 def draw(
     planned: Iterable[Sequence[Picture]],
     pipe: Pipeline,
-    folder: Folder,
+    add: Add[_T],
     callback: Callable[[Sequence[Picture]], Callback | None] = lambda _run: None,
-) -> Iterator[list[Record] | Failure]:
-    """Draws run after run: for each the lines of its pictures, or why there are none.
+) -> Iterator[list[_T] | Failure]:
+    """Draws run after run: for each what `add` makes of its pictures, or why there are none.
 
+    add: that of a folder
     callback: gives the run's callback
     Raises OutputError, which the next run would meet as well, and Cancelled.
     """
@@ -190,11 +195,11 @@ def draw(
             raise
         except SdfastError as error:
             if len(run) > 1:  # one by one they may fit into memory
-                yield from draw([[picture] for picture in run], pipe, folder, callback)
+                yield from draw([[picture] for picture in run], pipe, add, callback)
             else:
                 yield Failure(f"{first.prompt!r}, seed {first.seed}", str(error))
             continue
         yield [
-            folder.add(p.name, image, p.request, result.timings, len(run), place)
+            add(p.name, image, p.request, result.timings, len(run), place)
             for place, (p, image) in enumerate(zip(run, result.images, strict=True))
         ]

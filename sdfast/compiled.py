@@ -53,7 +53,7 @@ def _written(store: Path, key: Mapping[str, str], build: Build, anew: bool) -> P
     folder = _folder(store, key)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.parent / f".{folder.name}.lock"):
+        with locked(folder.parent / f".{folder.name}.lock"):
             if not anew and _whole(folder, key, store / checksums.MEMORY):
                 return folder  # another process has made it meanwhile
             if folder.exists() and not anew:
@@ -102,7 +102,7 @@ def _whole(folder: Path, key: Mapping[str, str], memory: Path) -> bool:
 
 
 @contextmanager
-def _locked(file: Path) -> Iterator[None]:
+def locked(file: Path) -> Iterator[None]:
     """Holds the file's lock, which ends with the process that holds it."""
     with file.open("w") as stream:
         try:

@@ -87,11 +87,12 @@ class Folder:
         seconds: Mapping[str, float],
         together: int,
         place: int,
+        origin: Origin | None = None,
     ) -> Record:
-        """Writes the picture, then its line. place: among those that were drawn together, from
-        0."""
+        """Writes the picture, then its line. place: among those that were drawn together, from 0;
+        origin: where another pipeline than the folder's drew it."""
         file = self.file(name)
-        origin = self._origin
+        origin = origin or self._origin
         drawn = Provenance(origin, provenance.inputs(request, self._loras), together, place)
         data = images.encode(image, self._form, request, origin.bundle, origin.version, drawn)
         write_atomically(file, data)

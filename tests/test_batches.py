@@ -138,7 +138,9 @@ def test_pictures_are_those_of_requests_alone_and_are_found_again(
 ) -> None:
     pictures = expanded(demo, STAR, RING, count=2)
     folder = Folder(tmp_path, "png", Origin.of(demo))
-    drawn = [r for records in batches.draw(batches.runs(pictures), demo, folder) for r in records]
+    drawn = [
+        r for records in batches.draw(batches.runs(pictures), demo, folder.add) for r in records
+    ]
     lines = [json.loads(line) for line in (tmp_path / SIDECAR).read_text().splitlines()]
     assert [line["file"] for line in lines] == [record.file for record in drawn]
     for picture, line in zip(
@@ -162,7 +164,7 @@ def test_a_picture_cut_off_is_none_and_one_without_a_line_gets_it(
 ) -> None:
     pictures = expanded(demo, STAR, count=2)
     origin = Origin.of(demo)
-    list(batches.draw(batches.runs(pictures), demo, Folder(tmp_path, "png", origin)))
+    list(batches.draw(batches.runs(pictures), demo, Folder(tmp_path, "png", origin).add))
     folder = Folder(tmp_path, "png", origin)
     cut = folder.file(pictures[0].name)
     cut.write_bytes(cut.read_bytes()[:-200])
@@ -185,7 +187,7 @@ def test_what_fails_while_it_is_drawn_takes_nothing_with_it(
     long = Row("line 2", {"prompt": "red " * 3000})
     pictures = expanded(demo, long, STAR, count=2)
     outcomes = list(
-        batches.draw(batches.runs(pictures), demo, Folder(tmp_path, "png", Origin.of(demo)))
+        batches.draw(batches.runs(pictures), demo, Folder(tmp_path, "png", Origin.of(demo)).add)
     )
     failures = [found for found in outcomes if isinstance(found, batches.Failure)]
     assert ["seed 0" in failures[0].place, "seed 1" in failures[1].place] == [True, True]
@@ -202,7 +204,7 @@ def test_a_folder_that_cannot_be_written_ends_a_batch(
     folder = Folder(tmp_path / "gone", "png", Origin.of(demo))
     folder.path.rmdir()
     with pytest.raises(OutputError, match="cannot be written"):
-        list(batches.draw(batches.runs(expanded(demo, STAR)), demo, folder))
+        list(batches.draw(batches.runs(expanded(demo, STAR)), demo, folder.add))
 
 
 def test_grids_have_an_axis_a_side_and_the_rest_on_grids_of_their_own(
@@ -298,7 +300,7 @@ def test_each_image_of_a_request_has_the_map_of_its_own(
     row = Row("line 1", {"prompt": "a red star", "control": given})
     pictures = expanded(demo, row, count=2)
     folder = Folder(tmp_path / "out", "png", Origin.of(demo))
-    drawn = list(batches.draw(batches.runs(pictures), demo, folder))
+    drawn = list(batches.draw(batches.runs(pictures), demo, folder.add))
     assert all(isinstance(outcome, list) for outcome in drawn)
     for picture, file in zip(pictures, maps, strict=True):
         request, _ = images.read_request(folder.file(picture.name))

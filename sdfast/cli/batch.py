@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from ..batches import Failure
-    from ..picture_folder import Folder
+    from ..picture_folder import Folder, Record
     from ..pipeline import Callback, Pipeline
     from ..prompt_files import Row
     from ..sweeps import Axis, Picture
@@ -43,6 +43,12 @@ if TYPE_CHECKING:
 @click.option("--format", "form", default="png", show_default=True, help="png, jpeg or webp.")
 @click.option("--sheet", is_flag=True, help="Also write contact sheets of all pictures.")
 @of_opening
+@click.option(
+    "--ray", "on_ray", is_flag=True, help="Draw on a Ray cluster, --threads cores a pipeline."
+)
+@click.option(
+    *("--ray-address",), help="Of a cluster that runs. [RAY_ADDRESS, or this machine alone]"
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the line of each picture drawn.")
 @click.pass_context
 def batch(
@@ -53,6 +59,8 @@ def batch(
     out: Path,
     form: str,
     sheet: bool,
+    on_ray: bool,
+    ray_address: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -67,6 +75,7 @@ def batch(
     sdfast batch "a red star" --sampler euler,dpmpp_2m --steps 5,10,20 --out sweep/
     sdfast batch "a red star" --replace red,green,blue --guidance 1,4,7 --out words/
     sdfast batch prompts.csv --count 4 --sheet --out pictures/
+    sdfast batch prompts.csv --ray-address auto --out pictures/
     """
     from ..batches import expand, runs
     from ..picture_folder import Folder
@@ -75,6 +84,9 @@ def batch(
     from ..sweeps import swept
 
     opening = {name: options.pop(name) for name in OPENING}
+    on_ray = on_ray or ray_address is not None
+    if on_ray:
+        opening["threads"] = _connected(context, ray_address, opening["threads"])
     rows = _rows(sources)
     shared, axes = swept(_lists(context, options))
     pipe = load(bundle, **opening)
@@ -84,7 +96,9 @@ def batch(
     different = {picture.name: picture for picture in pictures}
     there = {n for n, p in different.items() if folder.has(n, p.request)}
     missing = runs(picture for name, picture in different.items() if name not in there)
-    drawn = _draw(missing, pipe, folder, failures, as_json)
+    with _progress_bar(sum(map(len, missing))) as callback:
+        outcomes = _outcomes(missing, pipe, folder, callback, opening if on_ray else None)
+        drawn = _told(outcomes, folder, failures, as_json)
     whole = [picture for picture in pictures if picture.name in there | drawn]
     for file in _sheets(whole, rows, axes, folder, sheet):
         click.echo(file, err=as_json)
@@ -125,26 +139,49 @@ def _lists(context: click.Context, options: dict[str, Any]) -> dict[str, Any]:
     return lists
 
 
-def _draw(
+def _connected(context: click.Context, address: str | None, threads: int) -> int:
+    """Connects to a Ray cluster for as long as the command runs; the threads of each pipeline."""
+    from ..cluster.connection import connected, cores_of_a_node
+
+    context.with_resource(connected(address))
+    return threads or cores_of_a_node()
+
+
+def _outcomes(
     planned: Sequence[Sequence[Picture]],
     pipe: Pipeline,
+    folder: Folder,
+    callback: Callable[[Sequence[Picture]], Callback | None],
+    on_ray: Mapping[str, Any] | None,
+) -> Iterator[list[Record] | Failure]:
+    """Draws here, or on the cluster by pipelines that are opened as `on_ray` says."""
+    if on_ray is None:
+        from ..batches import draw
+
+        return draw(planned, pipe, folder.add, callback)
+    from ..cluster import batches
+
+    return batches.draw(planned, pipe, folder, on_ray, callback)
+
+
+def _told(
+    outcomes: Iterator[list[Record] | Failure],
     folder: Folder,
     failures: list[Failure],
     as_json: bool,
 ) -> set[str]:
-    """Draws, prints and notes what fails; the names of what was drawn."""
-    from ..batches import Failure, draw
+    """Prints what comes, and notes what fails; the names of what was drawn."""
+    from ..batches import Failure
 
     drawn: set[str] = set()
-    with _progress_bar(sum(map(len, planned))) as callback:
-        for outcome in draw(planned, pipe, folder, callback):
-            if isinstance(outcome, Failure):
-                failures.append(outcome)
-                continue
-            for record in outcome:
-                drawn.add(Path(record.file).stem)
-                line = json.dumps(asdict(record), ensure_ascii=False)
-                click.echo(line if as_json else folder.path / record.file)
+    for outcome in outcomes:
+        if isinstance(outcome, Failure):
+            failures.append(outcome)
+            continue
+        for record in outcome:
+            drawn.add(Path(record.file).stem)
+            line = json.dumps(asdict(record), ensure_ascii=False)
+            click.echo(line if as_json else folder.path / record.file)
     return drawn
 
 

@@ -7,12 +7,15 @@ import os
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ..errors import BackendUnavailable, InvalidRequest
 from ..service.limits import ORDERS, Limits
+
+if TYPE_CHECKING:
+    from ..service.http.settings import Settings
 
 _C = TypeVar("_C", bound=Callable[..., Any])
 _MIB = 1 << 20
@@ -94,6 +97,12 @@ def _of_limits(command: _C) -> _C:
     show_default=True,
     help="After which who takes nothing of an answer is dropped.",
 )
+@click.option("--ray", "on_ray", is_flag=True, help="Serve on a Ray cluster.")
+@click.option("--ray-address", help="Of a cluster that runs. [RAY_ADDRESS, or this machine alone]")
+@click.option(
+    *("--replicas",), metavar="MIN:MAX", default="", help="On Ray. [1 to what there is room for]"
+)
+@click.option("--cores", type=int, default=0, help="Of each replica on Ray. [a whole node's]")
 @click.option("--log-prompts", is_flag=True, help="Have prompts in the log.")
 def serve(
     bundles: tuple[str, ...],
@@ -106,6 +115,10 @@ def serve(
     threads: int,
     loras: bool,
     lora_dir: Path | None,
+    on_ray: bool,
+    ray_address: str | None,
+    replicas: str,
+    cores: int,
     **options: Any,
 ) -> None:
     """Serve BUNDLEs over HTTP: OpenAI's Images API, A1111's, and sdfast's own.
@@ -114,6 +127,7 @@ def serve(
     sdfast serve
     sdfast serve demo --port 9000 --queue 128
     SDFAST_API_KEYS=secret sdfast serve --host 0.0.0.0
+    sdfast serve --ray-address auto --replicas 2:8 --cores 8
 
     The first BUNDLE [demo] is the default of requests that name none; ControlNets' steer. Every
     option may be in the environment: SDFAST_SERVE_PORT, SDFAST_SERVE_QUEUE_SECONDS, …
@@ -136,18 +150,41 @@ def serve(
             "or --insecure where something else keeps them out"
         )
     _log(JsonLines())
-    service = Service(
-        bundles or ("demo",),
-        backend=backend,
-        device=device,
-        threads=threads,
-        precision=precision,
-        limits=limits,
-        order=order,
-        loras=loras,
-        lora_dir=lora_dir,
-    )
-    serving.serve(service, settings, lambda url: click.echo(f"listening at {url}", err=True))
+    opening: dict[str, Any] = {
+        "limits": limits,
+        "backend": backend,
+        "device": device,
+        "precision": precision,
+        "order": order,
+        "loras": loras,
+        "lora_dir": lora_dir,
+    }
+    if on_ray or ray_address is not None:
+        _on_ray(bundles or ("demo",), ray_address, replicas, cores or threads, settings, opening)
+        return
+    service = Service(bundles or ("demo",), threads=threads, **opening)
+    serving.serve(service, settings, _listening)
+
+
+def _on_ray(
+    bundles: tuple[str, ...],
+    address: str | None,
+    replicas: str,
+    cores: int,
+    settings: Settings,
+    opening: dict[str, Any],
+) -> None:
+    from ..cluster.connection import connected
+    from ..service import ray
+
+    wanted = ray.Replicas.told(replicas, cores)
+    with connected(address):
+        made = ray.deployment(bundles, settings=settings, replicas=wanted, **opening)
+        ray.run(made, opening["limits"], settings, _listening)
+
+
+def _listening(url: str) -> None:
+    click.echo(f"listening at {url}", err=True)
 
 
 def _keys(given: tuple[str, ...]) -> tuple[str, ...]:
