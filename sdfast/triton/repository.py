@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import tempfile
@@ -125,9 +124,7 @@ def _begun(target: Path, config: str) -> Path:
 
 
 def _put(source: Path, target: Path) -> None:
-    """A link where both are on one disk, so that weights are stored once, else a copy."""
+    """A copy: what reads ONNX's external data refuses files of two names, here and where they come
+    from."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)
+    shutil.copyfile(source, target)
