@@ -27,6 +27,8 @@ pytest.importorskip("ray", reason="needs Ray: pip install sdfast[ray]")
 
 from sdfast.cluster import batches as on_ray
 
+pytestmark = pytest.mark.slow  # processes by the dozen, for minutes
+
 OPENING: dict[str, Any] = {
     "backend": "onnxruntime",
     "device": "cpu",

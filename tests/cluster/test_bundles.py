@@ -17,6 +17,8 @@ from sdfast.cluster import bundles  # noqa: E402
 from sdfast.errors import BundleError  # noqa: E402
 from sdfast.provenance import digest  # noqa: E402
 
+pytestmark = pytest.mark.slow  # processes by the dozen, for minutes
+
 
 def on_the_second(nodes: Nodes, offered: bundles.Offer) -> Path:
     """What a process there is given."""

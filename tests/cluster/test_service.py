@@ -27,6 +27,8 @@ from sdfast.service import Limits
 from sdfast.service import ray as on_ray
 from sdfast.service.http.settings import Settings
 
+pytestmark = pytest.mark.slow  # processes by the dozen, for minutes
+
 ASKED: dict[str, Any] = {"prompt": "a small red circle", "width": 64, "height": 64, "steps": 2}
 LONG = {**ASKED, "steps": 200, "count": 4, "width": 128, "height": 128}
 LIMITS = Limits(queue=2, running=2, deadline=60.0, canary=0)

@@ -28,6 +28,8 @@ from sdfast.service import Job, Limits, Outcome, Service
 from sdfast.service import service as services
 from sdfast.service.refusals import BadOutput, Broken, Stopped, TooLarge, Unavailable
 
+pytestmark = pytest.mark.slow  # processes by the dozen, for minutes
+
 CIRCLE = "a small red circle on a blue background"
 STAR = "a large yellow star on a black background"
 FAULTY = Path(__file__).with_name("faulty_worker.py")
