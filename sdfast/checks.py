@@ -84,3 +84,17 @@ def side(name: str, value: object, sizes: Sizes, most: int = 0) -> int:
             + " or ".join(fitting)
         )
     return found
+
+
+def generator(value: Any) -> dict[str, Any]:
+    """seed and rng of a torch.Generator."""
+    if value is None:
+        return {}
+    try:
+        on_cpu = str(value.device).startswith("cpu")
+        return {"seed": int(value.initial_seed()), "rng": "torch" if on_cpu else "philox"}
+    except AttributeError:
+        raise InvalidRequest(
+            f"generator is {type(value).__name__}; it must be one torch.Generator: for several"
+            " images give seed and count"
+        ) from None

@@ -214,7 +214,7 @@ class Pipeline:
             request = prompt
         else:
             given = {"prompt": prompt, "negative_prompt": negative_prompt}
-            for name, value in (*parameters.items(), *_seeded(generator).items()):
+            for name, value in (*parameters.items(), *checks.generator(generator).items()):
                 own = _ALIASES.get(name, name)
                 if own in given:
                     raise InvalidRequest(f"{own} is given twice: once is enough")
@@ -359,20 +359,6 @@ class Pipeline:
     def close(self) -> None:
         """Frees the engines and buffers; the pipeline opens them again when it is next called."""
         self._variants.close()
-
-
-def _seeded(generator: Any) -> dict[str, Any]:
-    """seed and rng of a torch.Generator."""
-    if generator is None:
-        return {}
-    try:
-        on_cpu = str(generator.device).startswith("cpu")
-        return {"seed": int(generator.initial_seed()), "rng": "torch" if on_cpu else "philox"}
-    except AttributeError:
-        raise InvalidRequest(
-            f"generator is {type(generator).__name__}; it must be one torch.Generator: for several"
-            " images give seed and count"
-        ) from None
 
 
 @contextmanager
