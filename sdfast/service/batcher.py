@@ -43,7 +43,7 @@ class Tick:
     """What one call brought.
 
     rows: of the network; seconds: that they took; runs: whose calls it was
-    latents: height × width of what it was called on; 0 where that is no picture
+    latents: height × width of what U-Nets were called on; 0 where another network was among them
     ends: runs that ended, and how
     shrunk: whether there was too little memory for as many rows
     """
@@ -88,7 +88,7 @@ class Batcher:
             return None
         self._number += 1
         chosen = self._chosen()
-        rows, latents = sum(map(_rows, chosen)), _latents(chosen[0])
+        rows, latents = sum(map(_rows, chosen)), _latents(chosen)
         begun = perf_counter()
         failed, shrunk = self._make(chosen)
         seconds = perf_counter() - begun
@@ -166,7 +166,8 @@ def _rows(run: Run) -> int:
     return next(iter(tensors.values())).shape[0]
 
 
-def _latents(run: Run) -> int:
-    assert run.call is not None
-    _, tensors = run.call
-    return math.prod(tensors["latent"].shape[2:]) if "latent" in tensors else 0
+def _latents(runs: Sequence[Run]) -> int:
+    every = [tensors for _, tensors in (run.call for run in runs if run.call is not None)]
+    if not all("noise" in tensors for tensors in every):  # a decoder's rows are beside
+        return 0
+    return math.prod(every[0]["latent"].shape[2:])

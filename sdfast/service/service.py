@@ -193,7 +193,7 @@ class Service:
 
     def jobs(self, owner: str) -> list[Job]:
         """Those of that owner that wait or run, the oldest first."""
-        found = [j for j in (*self._running.values(), *self._waiting) if j.owner == owner]
+        found = [j for j in self._accepted() if j.owner == owner]
         return sorted(found, key=lambda job: job.begun)
 
     def model(self, name: str | None = None) -> Model:
@@ -215,13 +215,13 @@ class Service:
             with suppress(TimeoutError):
                 self._changed.clear()
                 await asyncio.wait_for(self._changed.wait(), left)
-        for job in (*self._running.values(), *self._waiting):
+        for job in self._accepted():
             self._stop(job, Unavailable("the service ends: ask another one, or later", given))
 
     async def close(self) -> None:
         """Ends it, and answers what is left by a Refusal."""
         self._ending = self._keeper.ended = True
-        for job in (*self._running.values(), *self._waiting):
+        for job in self._accepted():
             self._stop(job, Unavailable("the service ends: ask another one, or later", 5.0))
         for task in self._tasks:
             task.cancel()
@@ -270,7 +270,7 @@ class Service:
             inputs=full.inputs,
             preview_every=preview_every,
         )
-        if any(job.id == other.id for other in (*self._running.values(), *self._waiting)):
+        if any(job.id == other.id for other in self._accepted()):
             raise InvalidRequest(f"there is a job {job.id} already: choose another id")
         loop = asyncio.get_running_loop()
         late = DeadlineExceeded(f"the request was not done within {allowed:g} seconds")

@@ -5,6 +5,7 @@ from typing import Any
 
 from PIL import Image
 
+import sdfast
 from sdfast.devices.calls import Running
 from sdfast.errors import EngineError
 from sdfast.pipeline import Result
@@ -74,6 +75,17 @@ def test_a_run_joins_at_the_next_call() -> None:
     assert (tick := batcher.tick()) is not None
     assert (set(tick.runs), tick.rows) == ({"a", "b"}, 2)
     assert [name for name, _ in tick.ends] == ["b"]
+
+
+def test_only_rows_of_the_unet_tell_what_a_row_of_it_takes() -> None:
+    """The decoder's, which take longer, are in the same calls."""
+    pipeline, seen = sdfast.load("demo", "onnxruntime", throughput=True), list[tuple[int, int]]()
+    batcher = Batcher(rows=8)
+    for name, steps in (("a", 1), ("b", 3)):
+        batcher.join(name, pipeline.drawing(Request("a star", seed=1, steps=steps)), 0, 1.0)
+    while (tick := batcher.tick()) is not None:
+        seen.append((tick.rows, tick.latents))
+    assert seen == [(4, 256), (3, 0), (2, 256), (1, 0)]
 
 
 def test_turns_are_fair_where_not_all_fit() -> None:
