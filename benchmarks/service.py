@@ -15,7 +15,7 @@ sampler, steps (8 to 30), prompt and seed, and are the same for all ways:
 
 Rounds of the three alternate; what is told are medians of pictures a second, and of the time from
 asking to the answer of requests of 8 steps, at its 95th percentile. Then the overhead of the
-service, with one client, over a pipeline opened alike in the same process.
+service, with one client, over the pipeline that `one` is.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from typing import Any
 from machine import described
 
 import sdfast
-from sdfast import pipeline
+from sdfast import cpu, pipeline
 from sdfast.pipeline import Pipeline
 from sdfast.request import Request
 from sdfast.service import Limits, Service
@@ -136,7 +136,7 @@ def by_batch(drawn: Pipeline, requests: Sequence[Request]) -> None:
 
 
 def by_rows(drawn: Pipeline, requests: Sequence[Request]) -> None:
-    batcher = Batcher(rows=2 * LARGEST)
+    batcher = Batcher(rows=16 * cpu.cores())
     for k, request in enumerate(requests):
         batcher.join(str(k), drawn.drawing(request), 0, 0.0)
     while batcher.tick() is not None:
@@ -144,7 +144,7 @@ def by_rows(drawn: Pipeline, requests: Sequence[Request]) -> None:
 
 
 async def overhead(service: Service, drawn: Pipeline, runs: int) -> dict[str, float]:
-    """Milliseconds of a request through the service and of the same one in this process."""
+    """Milliseconds of a request through the service, and of the same one by a pipeline."""
     ours, bare = list[float](), list[float]()
     for seed in range(runs):
         request = Request(PROMPTS[0], seed=seed, steps=SHORT)
@@ -152,7 +152,7 @@ async def overhead(service: Service, drawn: Pipeline, runs: int) -> dict[str, fl
         await (await service.submit(request)).result()
         ours.append(perf_counter() - begun)
         begun = perf_counter()
-        by_rows(drawn, [request])
+        await asyncio.to_thread(drawn, request)
         bare.append(perf_counter() - begun)
     return {"service_ms": 1e3 * median(ours), "pipeline_ms": 1e3 * median(bare)}
 
@@ -164,13 +164,18 @@ async def measured(given: argparse.Namespace) -> dict[str, Any]:
     requests = mixed(given.requests)
     found: dict[str, list[dict[str, float]]] = defaultdict(list)
     limits = Limits(queue=given.clients, running=given.clients, queue_seconds=3600)
-    async with Service(["demo"], limits=limits, **opening) as service:
+    alone_limits = replace(limits, running=1)
+    async with (
+        Service(["demo"], limits=limits, **opening) as service,
+        Service(["demo"], limits=alone_limits, **opening) as in_turn,
+    ):
 
-        async def through_the_service(request: Request) -> None:
+        async def served(service: Service, request: Request) -> None:
             await (await service.submit(request)).result()
 
         ways: dict[str, Draw] = {
-            "steps": through_the_service,
+            "steps": partial(served, service),
+            "in_turn": partial(served, in_turn),
             "requests": WholeRequests(partial(by_batch, alone)),
             "rows": WholeRequests(partial(by_rows, alike)),
             "one": OneByOne(alone),
@@ -182,7 +187,7 @@ async def measured(given: argparse.Namespace) -> dict[str, Any]:
             for name in order:
                 found[name].append(await asked(requests, given.clients, ways[name]))
                 print(number, name, found[name][-1], flush=True)
-        small = await overhead(service, alike, 40)
+        small = await overhead(service, alone, 40)
     names = ("pictures_per_second", "short_p95_seconds")
     medians = {
         way: {n: median(r[n] for r in rounds) for n in names} for way, rounds in found.items()

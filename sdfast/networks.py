@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-fp16", "fp8")
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+ONCE_A_REQUEST = (*TEXT_ENCODERS, "time_projection", "context_projection")
+"""Those before the first step, which take little beside the steps."""
 NETWORKS = (
-    *TEXT_ENCODERS,
-    "time_projection",
-    "context_projection",
+    *ONCE_A_REQUEST,
     "unet",
     "unet_shallow",
     "unet_adapters",

@@ -10,6 +10,7 @@ from . import backends, store
 from .backends import Engine
 from .bundle import Bundle, Network
 from .devices.staged import Staged
+from .networks import ONCE_A_REQUEST
 from .tensors import TensorSpec
 
 if TYPE_CHECKING:  # who uses none does not load NumPy for it
@@ -57,6 +58,8 @@ class Opened:
                 read = (manifest.networks[network].file, *manifest.networks[network].weights)
                 made_of = {name: manifest.files[name] for name in read}
                 options = replace(options, keep=lambda key, build: keep({**made_of, **key}, build))
+            if options.throughput and network in ONCE_A_REQUEST:
+                options = replace(options, threads=1)  # the other cores have rows to compute
             file = self.bundle.network(network)
             self._engines[network] = backends.open_engine(file, self._backend, options)
         return self._engines[network]

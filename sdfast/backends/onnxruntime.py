@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from threading import Lock
@@ -64,6 +64,15 @@ def open(file: Path, options: Options) -> OnnxRuntimeEngine:  # noqa: A001
     return OnnxRuntimeEngine(file, options)
 
 
+@dataclass(frozen=True)
+class _Session:
+    """A session and the values that it reads, which neither it nor they copy: whoever runs it holds
+    both."""
+
+    session: Any
+    values: tuple[Any, ...] = ()
+
+
 class OnnxRuntimeEngine:
     """A session and one binding; `run` calls it and does nothing else.
 
@@ -76,26 +85,25 @@ class OnnxRuntimeEngine:
     def __init__(self, file: Path, options: Options) -> None:
         precision(options.precision)
         self._file, self._options = file, options
-        self._replaced: list[Any] = []
-        self._single: Any = None  # of one thread, by which rows run side by side
+        self._single: _Session | None = None  # of one thread, by which rows run side by side
         self._lock = Lock()
-        self._session = self._open()
-        self.inputs = _specs(self._session.get_inputs())
-        self.outputs = _specs(self._session.get_outputs())
+        opened = self._open()
+        self._session: _Session | None = opened
+        self.inputs = _specs(opened.session.get_inputs())
+        self.outputs = _specs(opened.session.get_outputs())
         self._binding: Any = None
         self._bound: Mapping[str, Tensor] = {}
 
-    def _open(self, threads: int | None = None) -> Any:
+    def _open(self, threads: int | None = None) -> _Session:
         options = self._options if threads is None else replace(self._options, threads=threads)
-        values = options.replaced() if options.replaced is not None else {}
+        arrays = options.replaced() if options.replaced is not None else {}
         try:
-            # Neither a value nor the session copies them: they live as long as it does.
-            self._replaced = [_value(array) for array in values.values()]
-            if not values:
-                return _opened(self._file, options)
-            settings = _settings(options)
-            settings.add_external_initializers(list(values), self._replaced)
-            return _session(self._file, settings, *_on_gpu(options.gpu))
+            if not arrays:
+                return _Session(_opened(self._file, options))
+            settings, values = _settings(options), [_value(array) for array in arrays.values()]
+            settings.add_external_initializers(list(arrays), values)
+            session = _session(self._file, settings, *_on_gpu(options.gpu))
+            return _Session(session, (*arrays.values(), *values))
         except Exception as error:  # its exceptions share no base of their own
             raise BundleError(
                 f"{self._file} cannot be run ({first_line(error)}): export the bundle again"
@@ -107,8 +115,8 @@ class OnnxRuntimeEngine:
         self._binding = self._bind(self._session, tensors)
         self._bound = dict(tensors)  # the binding knows addresses alone: keep the memory alive
 
-    def _bind(self, session: Any, tensors: Mapping[str, Tensor]) -> Any:
-        binding = session.io_binding()
+    def _bind(self, opened: _Session, tensors: Mapping[str, Tensor]) -> Any:
+        binding = opened.session.io_binding()
         for name, tensor in fitting(self, tensors).items():
             bound = binding.bind_input if name in self.inputs else binding.bind_output
             kind = _ELEMENTS[tensor.dtype]
@@ -117,31 +125,31 @@ class OnnxRuntimeEngine:
         return binding
 
     def run(self, stream: int = 0) -> None:
+        assert self._session is not None
         self._run(self._session, self._binding)
 
-    def _run(self, session: Any, binding: Any) -> None:
+    def _run(self, opened: _Session, binding: Any) -> None:
         try:
-            session.run_with_iobinding(binding)
+            opened.session.run_with_iobinding(binding)
         except Exception as error:  # its exceptions share no base of their own
             raise EngineError(
                 f"{self._file.name} failed ({first_line(error)}): a smaller picture or fewer "
                 "images need less memory"
             ) from error
 
-    def run_row(self, row: Mapping[str, Tensor], alone: bool) -> None:
+    def run_rows(self, rows: Mapping[str, Tensor], alone: bool) -> None:
         if alone:  # the same bits by all threads
-            self.bind(row)
+            self.bind(rows)
             self.run()
             return
         with self._lock:
             if self._single is None:
                 self._single = self._open(threads=1)
-            session = self._single
-        self._run(session, self._bind(session, row))
+            opened = self._single
+        self._run(opened, self._bind(opened, rows))
 
     def close(self) -> None:
         self._binding = self._session = self._single = None
-        self._replaced = []
         self._bound = {}
 
 

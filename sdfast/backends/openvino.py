@@ -85,7 +85,8 @@ class OpenVinoEngine:
             {n: t if parts == 1 else t.rows(k * rows, (k + 1) * rows) for n, t in bound.items()}
             for k in range(parts)
         ]
-        self._requests = self._for(self._shapes(views[0]), parts)
+        with self._lock:
+            self._requests = self._for(self._shapes(views[0]), parts)
         with self._failing():
             for request, view in zip(self._requests, views, strict=True):
                 for name, tensor in view.items():
@@ -174,10 +175,15 @@ class OpenVinoEngine:
             for request in self._requests:
                 request.wait()
 
-    def run_row(self, row: Mapping[str, Tensor], alone: bool) -> None:
-        # Alone or not, by one core: by several it would be other bits.
-        fitted, threads = fitting(self, row), self._options.threads or cpu.cores()
-        shapes = self._shapes(fitted)
+    def run_rows(self, rows: Mapping[str, Tensor], alone: bool) -> None:
+        # Alone or not, each by itself and by one core: with others or by several it would be other
+        # bits.
+        fitted = fitting(self, rows)
+        for k in range(next(iter(fitted.values())).shape[0]):
+            self._run_row({name: tensor.rows(k, k + 1) for name, tensor in fitted.items()})
+
+    def _run_row(self, fitted: Mapping[str, Tensor]) -> None:
+        shapes, threads = self._shapes(fitted), self._options.threads or cpu.cores()
         with self._lock:
             if (shapes, threads) not in self._compiled or shapes not in self._free:
                 self._free[shapes] = SimpleQueue()

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Protocol, runtime_checkable
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Protocol, TypeGuard
 
-from .. import cpu
 from ..tensors import Tensor, TensorSpec
-from .calls import Call
+from .calls import Call, Network
 
 _ROOMS = 16  # shapes whose tensors are kept
 
 
-@runtime_checkable
 class Whole(Protocol):
     """A network that is one engine, and computes every row for itself."""
 
@@ -25,123 +22,122 @@ class Whole(Protocol):
     def run(self) -> None: ...
 
 
-@runtime_checkable
 class ByRow(Whole, Protocol):
-    """A network that can run rows by themselves, as many side by side as there are cores.
+    """A network of which a core can compute some rows while others compute other ones.
 
     What a row becomes then depends on nothing but itself: neither on the others nor on how many
-    there are. Cores with rows of their own wait for each other once a call, and not after each
-    layer.
+    there are. Cores with rows of their own need not wait for each other after each layer.
     """
 
-    def run_row(self, row: Mapping[str, Tensor], alone: bool) -> None:
-        """Runs the network on tensors of one row, by one core; returns when they are written. May
-        be called by several threads at once. alone: whether there is only this one, so that other
-        cores may help where the row becomes the same by that."""
+    def run_rows(self, rows: Mapping[str, Tensor], alone: bool) -> None:
+        """Runs the network on tensors of some rows, by one core; returns when they are written. May
+        be called by several threads at once. alone: whether nothing else runs, so that other cores
+        may help where the rows become the same by that."""
 
 
-def alike(calls: Iterable[Call]) -> list[list[Call]]:
-    """The calls in groups that can be made as one, in the order of their firsts: all of networks
-    that are ByRow, and those of another network that differ in rows alone. What is more than one
-    network is called alone."""
-    groups: dict[object, list[Call]] = {}
-    for k, call in enumerate(calls):
-        network, tensors = call
-        key: object = k
-        if isinstance(network, ByRow):
-            key = ByRow
-        elif isinstance(network, Whole):
-            sides = tuple(tensors[n].shape[1:] for n in (*network.inputs, *network.outputs))
-            key = id(network), sides
-        groups.setdefault(key, []).append(call)
-    return list(groups.values())
+def is_whole(network: Network) -> TypeGuard[Whole]:
+    """Whether it is one engine. What is more than one says nothing of what it reads."""
+    return hasattr(network, "inputs")
+
+
+def is_by_row(network: Network) -> TypeGuard[ByRow]:
+    return hasattr(network, "run_rows")
+
+
+def kind(call: Call) -> Hashable | None:
+    """The same for calls that can be made as one: those of one network that differ in rows alone.
+    None for a call of what is more than one network, which is made by itself."""
+    network, tensors = call
+    if not is_whole(network):
+        return None
+    return id(network), tuple(tensors[n].shape[1:] for n in (*network.inputs, *network.outputs))
+
+
+def count(call: Call) -> int:
+    """The rows of a call."""
+    network, tensors = call
+    name = next(iter(network.inputs if is_whole(network) else tensors))
+    return tensors[name].shape[0]
+
+
+def part(call: Call, start: int, stop: int) -> Call:
+    """Those rows of a call of one network."""
+    network, tensors = call
+    if (start, stop) == (0, count(call)) or not is_whole(network):
+        return call
+    names = (*network.inputs, *network.outputs)
+    return network, {name: tensors[name].rows(start, stop) for name in names}
 
 
 class Together:
-    """Makes calls that are alike as one. threads: that rows run by, 0 for one on each core.
+    """Makes calls of one kind as one, for one thread at a time.
 
-    Networks that are ByRow run each row where it lies. For others rows are copied into tensors of
-    1, 2, 4, 8 … rows, since they are compiled anew, or recorded, for each number of them; rows
-    that are too many repeat the last.
+    Where there are several, their rows are copied side by side. Networks that are not ByRow are
+    compiled anew, or recorded, for each number of rows: they are run on 1, 2, 4, 8 … of them, and
+    rows that are too many repeat the last.
     """
 
-    def __init__(self, threads: int = 0) -> None:
-        self._pool = ThreadPoolExecutor(threads or cpu.cores())
-        self._room: dict[object, dict[str, Tensor]] = {}
+    def __init__(self) -> None:
+        self._rooms: dict[object, dict[str, Tensor]] = {}
 
-    def make(self, calls: Sequence[Call]) -> None:
-        """Makes calls that `alike` put together."""
+    def make(self, calls: Sequence[Call], alone: bool = True) -> None:
+        """Makes calls of one kind. alone: as `ByRow.run_rows` takes it."""
         network, tensors = calls[0]
-        if isinstance(network, ByRow):
-            self._by_row(calls)
-        elif isinstance(network, Whole):
-            self._gathered(network, [tensors for _, tensors in calls])
-        else:
+        if not is_whole(network):
             network.bind(tensors)
             network.run()
-
-    def _by_row(self, calls: Sequence[Call]) -> None:
-        rows = [
-            (network, row)
-            for network, tensors in calls
-            if isinstance(network, ByRow)
-            for row in _rows(network, tensors)
-        ]
-        if len(rows) == 1:
-            network, row = rows[0]
-            network.run_row(row, alone=True)
             return
-        running = [self._pool.submit(network.run_row, row, False) for network, row in rows]
-        wait(running)  # all of them, whichever fail: others write to their tensors
-        for done in running:
-            done.result()
+        rows = sum(map(count, calls))
+        if is_by_row(network):
+            room = tensors if len(calls) == 1 else self._room(calls[0], rows)
+        else:
+            room = self._room(calls[0], 1 << (rows - 1).bit_length())
+        if room is not tensors:
+            _gather(network, calls, room)
+        if is_by_row(network):
+            network.run_rows(room, alone)
+        else:
+            network.bind(room)
+            network.run()
+        if room is not tensors:
+            _scatter(network, calls, room)
 
-    def _gathered(self, network: Whole, sets: Sequence[Mapping[str, Tensor]]) -> None:
-        names = (*network.inputs, *network.outputs)
-        counts = [_count(network, tensors) for tensors in sets]
-        rows = 1 << (sum(counts) - 1).bit_length()
-        shapes = {name: (rows, *sets[0][name].shape[1:]) for name in names}
-        key = id(network), tuple(shapes.items())
-        if key not in self._room:
-            if len(self._room) >= _ROOMS:
-                self._room.pop(next(iter(self._room)))
-            self._room[key] = {
-                name: Tensor.empty(shapes[name], sets[0][name].dtype) for name in names
+    def _room(self, call: Call, rows: int) -> Mapping[str, Tensor]:
+        """Tensors for so many rows of calls of that kind, the same for the same number."""
+        network, tensors = call
+        assert is_whole(network)
+        key = kind(call), rows
+        if key not in self._rooms:
+            if len(self._rooms) >= _ROOMS:
+                self._rooms.pop(next(iter(self._rooms)))
+            self._rooms[key] = {
+                name: Tensor.empty((rows, *tensors[name].shape[1:]), tensors[name].dtype)
+                for name in (*network.inputs, *network.outputs)
             }
-        room = self._room[key]
-        for name in network.inputs:
-            parts = [memoryview(tensors[name]).cast("B") for tensors in sets]
-            side = len(parts[-1]) // counts[-1]
-            parts += [parts[-1][-side:]] * (rows - sum(counts))
-            _laid(memoryview(room[name]).cast("B"), parts)
-        network.bind(room)
-        network.run()
-        for name in network.outputs:
-            begin, made = 0, memoryview(room[name]).cast("B")
-            for tensors in sets:
-                target = memoryview(tensors[name]).cast("B")
-                target[:] = made[begin : begin + len(target)]
-                begin += len(target)
+        return self._rooms[key]
 
     def clear(self) -> None:
         """Frees the tensors that rows are copied to."""
-        self._room.clear()
+        self._rooms.clear()
 
 
-def _count(network: Whole, tensors: Mapping[str, Tensor]) -> int:
-    return tensors[next(iter(network.inputs))].shape[0]
+def _gather(network: Whole, calls: Sequence[Call], room: Mapping[str, Tensor]) -> None:
+    for name in network.inputs:
+        target, begin = memoryview(room[name]).cast("B"), 0
+        for _, tensors in calls:
+            source = memoryview(tensors[name]).cast("B")
+            target[begin : begin + len(source)] = source
+            begin += len(source)
+        side = len(target) // room[name].shape[0]
+        last = target[begin - side : begin]
+        for start in range(begin, len(target), side):
+            target[start : start + side] = last
 
 
-def _rows(network: Whole, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    names = (*network.inputs, *network.outputs)
-    return [
-        {name: tensors[name].rows(k, k + 1) for name in names}
-        for k in range(_count(network, tensors))
-    ]
-
-
-def _laid(target: memoryview, parts: Sequence[memoryview]) -> None:
-    begin = 0
-    for part in parts:
-        target[begin : begin + len(part)] = part
-        begin += len(part)
+def _scatter(network: Whole, calls: Sequence[Call], room: Mapping[str, Tensor]) -> None:
+    for name in network.outputs:
+        made, begin = memoryview(room[name]).cast("B"), 0
+        for _, tensors in calls:
+            target = memoryview(tensors[name]).cast("B")
+            target[:] = made[begin : begin + len(target)]
+            begin += len(target)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from functools import lru_cache
+from typing import Any, Generic, Protocol, TypeVar
 
 from PIL import Image
 
@@ -88,13 +89,21 @@ class Plans(Protocol):
 
 def traced(request: Resolved) -> Program:
     """The request's program. Raises InvalidRequest for one that float32 cannot follow."""
-    found = program.trace(request.sampler, request.sigmas, **request.sampler_parameters)
+    parameters = tuple(sorted(request.sampler_parameters.items()))
+    found = _program(request.sampler, request.sigmas, parameters)
     if not found.largest_coefficient < 1e6:  # float32 has nothing left after the seventh digit
         raise InvalidRequest(
             f"{request.sampler} cannot follow noise levels as uneven as these: choose another "
             "schedule, other sigmas or another sampler"
         )
     return caching.cached(masked(found) if request.blended else found, request.cache)
+
+
+@lru_cache(maxsize=32)  # requests are alike more often than plans are idle
+def _program(
+    sampler: str, sigmas: tuple[float, ...], parameters: tuple[tuple[str, Any], ...]
+) -> Program:
+    return program.trace(sampler, sigmas, **dict(parameters))
 
 
 def told_apart(request: Resolved) -> tuple[object, ...]:

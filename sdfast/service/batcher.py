@@ -1,24 +1,35 @@
 """The batcher: runs of several requests side by side, a step of each at a time.
 
-A run says which network it needs next (devices/calls.py). At each tick the batcher makes those
-calls of its runs that are alike as one, and lets each run go on with its part: whatever their
-prompts, samplers, steps, guidance and seeds are. A run joins at the next tick, and leaves when it
-ends or is dropped.
+A run says which network it needs next (devices/calls.py). The batcher makes calls of its runs that
+are of one kind as one, and lets each run go on with its part: whatever their prompts, samplers,
+steps, guidance and seeds are. A run joins at the next call, and leaves when it ends or is dropped.
+
+Where cores can compute rows of their own, each takes the next ones when it is done with its last,
+and waits for no other. Any other call has the machine for itself.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from queue import SimpleQueue
 from time import perf_counter
+from typing import Any
 
+from .. import cpu
 from ..devices.calls import Call, Running
-from ..devices.together import Together, alike
-from ..errors import EngineError
+from ..devices.together import Together, count, is_by_row, kind, part
 from ..pipeline import Result
 
 End = Result | Exception
+
+_PATIENCE = 32  # calls of others after which a run is next, whatever comes before it
+# Seconds that a core's call of several rows may take. What a call takes besides its rows, about a
+# millisecond, is little of that; rows that take longer gain nothing from each other.
+_SPELL = 0.02
+_KINDS = 64  # of calls whose times are kept
 
 
 @dataclass(eq=False)
@@ -26,7 +37,11 @@ class Run:
     """A request that is drawn.
 
     left: seconds that it was predicted to take; less with every call
-    served: the tick of its last call; begun: that of its first
+    served: the number of the last call that it has rows in; begun: that of the first
+    call: that it waits for, of so many rows
+    given, made: rows of the call that were given to cores, and those that were computed
+    out: calls that rows of it are in
+    failed: what came of such a call; alone: its call is made once more, with nothing beside it
     """
 
     id: str
@@ -34,119 +49,252 @@ class Run:
     priority: int
     left: float
     begun: int
-    served: int = 0
+    served: int
     call: Call | None = None
+    kind: Hashable | None = None
+    rows: int = 0
+    given: int = 0
+    made: int = 0
+    out: int = 0
+    failed: Exception | None = None
+    alone: bool = False
+
+    def wait_for(self, call: Call) -> None:
+        if self.call is None or any(a is not b for a, b in zip(call, self.call, strict=True)):
+            self.call, self.kind, self.rows = call, kind(call), count(call)
+        self.given = self.made = 0
+        self.alone = False
+
+    def again(self) -> None:
+        self.given = self.made = 0
+        self.failed, self.alone = None, True
+
+    def give(self, rows: int) -> Call:
+        """The next rows of its call."""
+        assert self.call is not None
+        start, self.given, self.out = self.given, self.given + rows, self.out + 1
+        return part(self.call, start, self.given)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A call that was made.
+
+    parts: the runs with rows in it, and how many
+    place: that made it; whole: whether it had the machine for itself
+    at_once: rows that were computed when it was begun, its own among them
+    """
+
+    parts: tuple[tuple[Run, int], ...]
+    place: Together
+    whole: bool
+    at_once: int
+    seconds: float
+    error: Exception | None
 
 
 @dataclass(frozen=True)
 class Tick:
     """What one call brought.
 
-    rows: of the network; seconds: that they took; runs: whose calls it was
-    latents: height × width of what U-Nets were called on; 0 where another network was among them
+    rows: of the network; seconds: that they took; runs: whose rows they were
+    share: of the machine, that computed them
+    at_once: rows of all networks that were computed when it was begun
+    latents: height × width of what a U-Net was called on; 0 for another network
     ends: runs that ended, and how
     shrunk: whether there was too little memory for as many rows
     """
 
     rows: int
     seconds: float
+    share: float
+    at_once: int
     latents: int
     runs: tuple[str, ...]
     ends: tuple[tuple[str, End], ...] = ()
     shrunk: bool = False
 
 
-@dataclass
 class Batcher:
-    """Runs, and whose turn it is.
+    """Runs, and whose turn it is. For one thread.
 
-    rows: of the network in one call at most, above which a run alone may go
+    rows: of networks that are computed at once at most, above which a run alone may go
     order: "fair" for the one that waited longest, "shortest" for the one with the least work left;
-        a higher priority comes first in both, and nothing waits for more than `_PATIENCE` ticks
+        a higher priority comes first in both, and nothing waits for more than `_PATIENCE` calls
+    cores: 0 for those of this machine
+    done: is given each call that was made, for `finish`
     """
 
-    rows: int
-    order: str = "fair"
-    runs: dict[str, Run] = field(default_factory=dict)
-    _together: Together = field(default_factory=Together)
-    _number: int = 0
+    def __init__(
+        self, rows: int, order: str = "fair", cores: int = 0, done: SimpleQueue[Any] | None = None
+    ) -> None:
+        self.rows, self.runs = rows, dict[str, Run]()
+        self._order, self._number = order, 0
+        self._cores = cores or cpu.cores()
+        self._pool = ThreadPoolExecutor(self._cores)
+        # One more than cores: its call is begun as soon as one of the others is made.
+        self._idle = [Together() for _ in range(self._cores + 1)]
+        self._done: SimpleQueue[Any] = SimpleQueue() if done is None else done
+        self._out: dict[Together, tuple[int, float]] = {}  # rows that are computed, and since when
+        self._row_seconds: dict[Hashable | None, float] = {}  # of one core, by kind
+
+    @property
+    def busy(self) -> bool:
+        """Whether there are calls to `finish`."""
+        return len(self._idle) <= self._cores
+
+    @property
+    def oldest(self) -> float:
+        """Seconds since the call was begun that is out for longest; 0 for none."""
+        now = perf_counter()
+        return now - min((begun for _, begun in self._out.values()), default=now)
 
     def join(self, job: str, running: Running[Result], priority: int, seconds: float) -> End | None:
         """Takes a run, up to its first call. Returns how it ended if it has none."""
-        run = Run(job, running, priority, seconds, self._number, self._number)
-        self.runs[job] = run
+        self.runs[job] = run = Run(job, running, priority, seconds, self._number, self._number)
         return self._go_on(run)
 
     def drop(self, job: str) -> None:
         """Ends a run before its next call."""
-        if (run := self.runs.pop(job, None)) is not None:
+        if (run := self.runs.pop(job, None)) is not None and not run.out:
             run.running.close()
 
     def tick(self) -> Tick | None:
-        """Makes one call, and lets those whose call it was go on; None where there is no run."""
-        if not self.runs:
-            return None
-        self._number += 1
-        chosen = self._chosen()
-        rows, latents = sum(map(_rows, chosen)), _latents(chosen)
-        begun = perf_counter()
-        failed, shrunk = self._make(chosen)
-        seconds = perf_counter() - begun
-        ends = list[tuple[str, End]]()
-        for run in chosen:
-            run.served = self._number
-            run.left -= seconds / len(chosen)
-            error = failed.get(run.id)
-            if error is not None:
-                self.drop(run.id)
-            end = error or self._go_on(run)
-            if end is not None:
-                ends.append((run.id, end))
-        return Tick(rows, seconds, latents, tuple(run.id for run in chosen), tuple(ends), shrunk)
+        """Begins what can be, and finishes the call that is made first; None where there is no run.
+        For those who have nothing else to wait for."""
+        self.begin()
+        return self.finish(self._done.get()) if self.busy else None
 
-    def _chosen(self) -> list[Run]:
-        """Those whose turn it is and whose calls are alike, the first in order among them."""
-        waiting = sorted(self.runs.values(), key=self._turn)
-        calls = {id(run.call): run for run in waiting}
-        first = alike([run.call for run in waiting if run.call is not None])[0]
-        chosen, rows = list[Run](), 0
-        for call in first:
-            run = calls[id(call)]
-            rows += _rows(run)
-            if chosen and rows > self.rows:
-                break
-            chosen.append(run)
-        return chosen
+    def begin(self) -> None:
+        """Has calls made of what waits, as far as there are cores that have nothing to do."""
+        while self._idle and (waiting := self._waiting()):
+            whole = self._whole(waiting[0])
+            if whole and self.busy:
+                return
+            self._number += 1
+            place, parts = self._idle.pop(), self._parts(waiting, whole)
+            calls = [run.give(rows) for run, rows in parts]
+            self._out[place] = sum(rows for _, rows in parts), perf_counter()
+            for run, _ in parts:
+                run.served = self._number
+            at_once = sum(rows for rows, _ in self._out.values())
+            if whole:  # by the thread that a GPU knows
+                self._make(place, parts, calls, whole, at_once)
+                return
+            self._pool.submit(self._make, place, parts, calls, whole, at_once)
+
+    def _waiting(self) -> list[Run]:
+        """Those with rows that nobody has, in the order of their turns."""
+        found = [run for run in self.runs.values() if run.given < run.rows and not run.failed]
+        return sorted(found, key=self._turn)
 
     def _turn(self, run: Run) -> tuple[float, ...]:
         waited = self._number - run.served
         if waited > _PATIENCE:
             return (-1.0, run.served)
-        if self.order == "shortest":
+        if self._order == "shortest":
             return (0.0, -run.priority, run.left, run.served)
         return (0.0, -run.priority, run.served, run.begun)
 
-    def _make(self, runs: Sequence[Run]) -> tuple[dict[str, Exception], bool]:
-        """Makes the runs' calls as one. Where that fails, for want of memory it may be, each by
-        itself: who fails alone has failed, and later calls have half as many rows."""
-        calls = [run.call for run in runs if run.call is not None]
+    def _whole(self, first: Run) -> bool:
+        """Whether its call is to have the machine for itself."""
+        assert first.call is not None
+        by_row = is_by_row(first.call[0])
+        return first.alone or not by_row or sum(run.rows for run in self.runs.values()) == 1
+
+    def _parts(self, waiting: Sequence[Run], whole: bool) -> tuple[tuple[Run, int], ...]:
+        """Whose rows the next call has, and how many of each."""
+        first = waiting[0]
+        assert first.call is not None
+        if first.alone:
+            return ((first, 1 if is_by_row(first.call[0]) else first.rows),)
+        if first.kind is None:
+            return ((first, first.rows),)
+        most, found, rows = self.rows if whole else self._share(first.kind), list[Any](), 0
+        for run in waiting:
+            if run.kind != first.kind or run.alone:
+                continue
+            left = run.rows - run.given
+            taken = left if whole else min(left, most - rows)
+            if found and rows + taken > most:
+                break
+            found.append((run, taken))
+            rows += taken
+            if rows >= most:
+                break
+        return tuple(found)
+
+    def _share(self, kind: Hashable) -> int:
+        """Rows of that kind that a core takes at once: so many that as many are left for the next,
+        but the two of a guided picture together where no core is idle by that."""
+        rows = sum(run.rows for run in self.runs.values())
+        fair = max(rows // (self._cores + 1), min(2, rows // self._cores))
+        worth = int(_SPELL / self._row_seconds.get(kind, _SPELL))
+        return max(min(fair, worth, self.rows // self._cores), 1)
+
+    def _make(
+        self,
+        place: Together,
+        parts: tuple[tuple[Run, int], ...],
+        calls: Sequence[Call],
+        whole: bool,
+        at_once: int,
+    ) -> None:
+        begun, error = perf_counter(), None
         try:
-            self._together.make(calls)
-            return {}, False
-        except (EngineError, MemoryError) as error:
-            if len(runs) == 1:
-                return {runs[0].id: error}, False
-        self._together.clear()
-        self.rows = max(sum(_rows(run) for run in runs) // 2, 1)
-        failed: dict[str, Exception] = {}
-        for run in runs:
-            failed |= self._make([run])[0]
-        return failed, True
+            place.make(calls, whole)
+        except Exception as found:
+            error = found
+        self._done.put(Made(parts, place, whole, at_once, perf_counter() - begun, error))
+
+    def finish(self, made: Made) -> Tick:
+        """Lets the runs of a call that was made go on, as far as they have all of their rows."""
+        (rows, _), share = self._out.pop(made.place), 1 / self._cores
+        self._idle.append(made.place)
+        if made.whole:
+            share = 1.0
+        elif made.error is None:
+            self._saw(made.parts[0][0].kind, made.seconds / rows)
+        names, latents = tuple(run.id for run, _ in made.parts), _latents(made.parts[0][0])
+        alone = made.whole and len(made.parts) == 1
+        shrunk = made.error is not None and not alone
+        if shrunk:  # for want of memory it may be, of which there is more with nothing beside it
+            made.place.clear()
+            self.rows = max(rows if made.whole else rows * self._cores, 2) // 2
+        ends = list[tuple[str, End]]()
+        for run, of_run in made.parts:
+            run.out, run.made = run.out - 1, run.made + of_run
+            run.left -= made.seconds * share * of_run / rows
+            run.failed = run.failed or made.error
+            if not run.out and (end := self._after(run, alone)) is not None:
+                ends.append((run.id, end))
+        told = rows, made.seconds, share, made.at_once, latents, names
+        return Tick(*told, tuple(ends), shrunk)
+
+    def _saw(self, kind: Hashable | None, seconds: float) -> None:
+        self._row_seconds.pop(kind, None)
+        while len(self._row_seconds) >= _KINDS:
+            self._row_seconds.pop(next(iter(self._row_seconds)))
+        self._row_seconds[kind] = seconds
+
+    def _after(self, run: Run, alone: bool) -> End | None:
+        """What becomes of a run of which no core has rows any more: how it ended, if it has. alone:
+        whether its call had the machine for itself, so that a failure is for good."""
+        if self.runs.get(run.id) is not run:  # it was dropped meanwhile
+            run.running.close()
+        elif run.failed and not alone:
+            run.again()
+        elif run.failed:
+            self.drop(run.id)
+            return run.failed
+        elif run.made == run.rows:
+            return self._go_on(run)
+        return None
 
     def _go_on(self, run: Run) -> End | None:
         """Up to its next call, or its end."""
         try:
-            run.call = next(run.running)
+            run.wait_for(next(run.running))
             return None
         except StopIteration as end:
             self.runs.pop(run.id, None)
@@ -157,17 +305,7 @@ class Batcher:
             return error
 
 
-_PATIENCE = 32
-
-
-def _rows(run: Run) -> int:
+def _latents(run: Run) -> int:
     assert run.call is not None
     _, tensors = run.call
-    return next(iter(tensors.values())).shape[0]
-
-
-def _latents(runs: Sequence[Run]) -> int:
-    every = [tensors for _, tensors in (run.call for run in runs if run.call is not None)]
-    if not all("noise" in tensors for tensors in every):  # a decoder's rows are beside
-        return 0
-    return math.prod(every[0]["latent"].shape[2:])
+    return math.prod(tensors["latent"].shape[2:]) if "noise" in tensors else 0

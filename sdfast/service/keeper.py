@@ -64,6 +64,12 @@ class Keeper:
         """The worker that there is made a step."""
         self._steps.append(seconds)
 
+    def waits(self, seconds: float) -> None:
+        """The worker that there is has waited for one of its cores for so long: that others go on
+        says nothing of that one."""
+        if self._process is not None:
+            self._process.heard = min(self._process.heard, monotonic() - seconds)
+
     def kill(self, reason: str) -> None:
         """For another one to take its place."""
         self._reason = reason

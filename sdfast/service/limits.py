@@ -16,8 +16,8 @@ class Limits:
     queue: requests that wait at most
     queue_seconds: predicted work that waits at most, in seconds
     running: requests that share the network's calls at most; the others wait
-    rows: of the network in one call at most; 0 for four times as many as there are cores, or 16 on
-        device "cuda": images are two rows each where they are guided
+    rows: of networks that are computed at once at most; 0 for 16 on each core, or 16 on device
+        "cuda": images are two rows each where they are guided
     images, steps: of one request
     pixels: width × height of a picture that is drawn; 0 for what the bundle draws at most
     prompt: characters of a prompt, and of a negative prompt

@@ -73,6 +73,10 @@ class Memory:
         """What the worker takes from now on may be of such a picture."""
         self._largest = max(self._largest, self._shared(pixels, images))
 
+    def called(self, pixels: int, rows: int) -> None:
+        """So many rows of such a picture, two of which are an image, were computed at once."""
+        self._largest = max(self._largest, pixels * rows // 2)
+
     def saw(self, model: str, pixels: int, images: int, grown: int | None) -> None:
         """Such a picture was drawn, by a worker that had grown by that much at most. It says
         nothing where that may be another's doing."""

@@ -115,7 +115,7 @@ class Service:
             precision=precision,
             lora_dir=None if lora_dir is None else str(lora_dir),
             controls={name: str(bundle.path) for name, bundle in steering.items()},
-            rows=self.limits.rows or (16 if on_gpu else 4 * (threads or cpu.cores())),
+            rows=self.limits.rows or (16 if on_gpu else 16 * (threads or cpu.cores())),
             order=order,
         )
         folder = None if lora_dir is None else Path(lora_dir)
@@ -362,41 +362,51 @@ class Service:
         elif what == "unusable":
             self._failed, self._keeper.ended = _error(said), True
             self._told()
-        elif what == "tick":
-            self._ticked(said)
+        elif what == "stepped":
+            self._stepped(said)
         elif name.startswith(_SMALL):
             self._measured(name.removeprefix(_SMALL), frame)
         elif name.startswith(_GOLDEN):
             self._compare(name.removeprefix(_GOLDEN), frame)
-        elif job is not None and what in ("progress", "preview"):
-            self._progressed(job, frame)
+        elif job is not None and what == "preview":
+            self._progressed(job, said["done"], said["evaluations"], frame.pictures)
         elif job is not None and what in ("drawn", "failed"):
             self._answer(job, self._outcome(job, frame))
 
-    def _ticked(self, said: Mapping[str, Any]) -> None:
-        self._keeper.stepped(said["seconds"])
-        self.metrics.step.observe(said["seconds"])
-        self.metrics.batch.observe(said["rows"])
-        if said["shrunk"]:
-            self.metrics.shrunk.inc()
-        first = said["runs"][0]
-        model = first.removeprefix(_GOLDEN)
-        if first in self._running:
-            model = self._running[first].model
-        if model in self.models and said["latents"]:
-            pixels = said["latents"] * self.models[model].manifest.sizes.scale ** 2
-            self._costs.saw_rows(model, pixels, said["rows"], said["seconds"])
+    def _stepped(self, said: Mapping[str, Any]) -> None:
+        self._keeper.waits(said["oldest"])
+        for step in said["steps"]:
+            seconds, rows, run = step["seconds"], step["rows"], step["run"]
+            self._keeper.stepped(seconds)
+            self.metrics.step.observe(seconds)
+            self.metrics.batch.observe(rows)
+            if step["shrunk"]:
+                self.metrics.shrunk.inc()
+            model = self._running[run].model if run in self._running else run.removeprefix(_GOLDEN)
+            if model in self.models and step["latents"]:
+                pixels = step["latents"] * self.models[model].manifest.sizes.scale ** 2
+                self._costs.saw_rows(model, pixels, rows, seconds * step["share"])
+                self._memory.called(pixels, step["at_once"])
+        for name, (done, evaluations) in said["progress"].items():
+            if (job := self._running.get(name)) is not None:
+                self._progressed(job, done, evaluations)
 
-    def _progressed(self, job: Job, frame: Frame) -> None:
-        done, whole, now = frame.said["done"], frame.said["evaluations"], job.progress
+    def _progressed(
+        self,
+        job: Job,
+        done: int,
+        evaluations: int | None,
+        previews: tuple[Image.Image, ...] = (),
+    ) -> None:
+        now = job.progress
         if now.done == 0:
             self.metrics.first_step.observe(monotonic() - job.begun)
-        if whole:
-            job.left = job.seconds * (1 - done / whole)
-        if frame.said["said"] == "preview":
-            now = replace(now, previews=frame.pictures, previewed=done)
+        if evaluations:
+            job.left = job.seconds * (1 - done / evaluations)
+        if previews:
+            now = replace(now, previews=previews, previewed=done)
         left = self._left(job)
-        job.tell(replace(now, done=done, evaluations=whole, seconds_left=left))
+        job.tell(replace(now, done=done, evaluations=evaluations, seconds_left=left))
 
     def _outcome(self, job: Job, frame: Frame) -> Outcome | Exception:
         said, request = frame.said, job.request

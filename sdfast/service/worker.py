@@ -14,10 +14,11 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from threading import Thread
+from time import monotonic
 from typing import Any
 
 from PIL import Image
@@ -29,13 +30,14 @@ from ..pipeline import Pipeline, Result
 from ..plans.host import CpuPlans
 from ..provenance import Origin
 from ..request import Request
-from .batcher import Batcher, End, Tick
+from .batcher import Batcher, End, Made, Tick
 from .frames import Frame, packed, receive
 from .memory import Footprint
 from .opening import Opening
 
 _GOLDEN_SEED, _GOLDEN_STEPS = 20250926, 4
 _NICER = 5
+_TOLD = 0.025  # seconds between tellings of steps: those that take less are told some at a time
 _WANT = re.compile("out.of.memory|alloc|available memory", re.IGNORECASE)
 
 
@@ -44,7 +46,10 @@ class Worker:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._inbox: SimpleQueue[Frame] = SimpleQueue()
+        self._inbox: SimpleQueue[Frame | Made] = SimpleQueue()
+        self._steps: list[Mapping[str, Any]] = []  # and progress by job: what is not told yet
+        self._progress: dict[str, tuple[int, int | None]] = {}
+        self._told = 0.0
         opening = Opening(**receive(connection).said)
         Thread(target=self._read, daemon=True).start()
         self._pipelines = {
@@ -62,7 +67,7 @@ class Worker:
         }
         self._controls, self._threads = opening.controls, opening.threads
         self._footprint = Footprint(next(iter(self._pipelines.values())).free)
-        self._batcher = Batcher(opening.rows, opening.order)
+        self._batcher = Batcher(opening.rows, opening.order, opening.threads, self._inbox)
 
     def serve(self) -> None:
         """Draws until the socket ends."""
@@ -78,24 +83,19 @@ class Worker:
         }
         self._send("opened", models=opened, memory=memory)
         while True:
-            for frame in self._received(wait=not self._batcher.runs):
-                self._heed(frame)
-            if (tick := self._batcher.tick()) is not None:
-                self._report(tick)
-
-    def _received(self, wait: bool) -> Iterator[Frame]:
-        try:
-            yield self._inbox.get(block=wait)
-            while True:
-                yield self._inbox.get_nowait()
-        except Empty:
-            return
+            self._batcher.begin()
+            said = self._inbox.get()
+            if isinstance(said, Frame):
+                self._heed(said)
+            else:
+                self._report(self._batcher.finish(said))
 
     def _heed(self, frame: Frame) -> None:
         said = frame.said
         job = said["id"]
         if said["do"] == "cancel":
             self._batcher.drop(job)
+            self._progress.pop(job, None)
             self._send("dropped", job)
             return
         drawn = self._pipelines[said["model"]]
@@ -112,7 +112,7 @@ class Worker:
 
     def _drawing(self, drawn: Pipeline, job: str, said: Mapping[str, Any]) -> Running[Result]:
         def progress(done: int, evaluations: int | None) -> None:
-            self._send("progress", job, done=done, evaluations=evaluations)
+            self._progress[job] = done, evaluations
 
         def preview(pictures: list[Image.Image], done: int, evaluations: int | None) -> None:
             self._send("preview", job, pictures, done=done, evaluations=evaluations)
@@ -126,16 +126,27 @@ class Worker:
         return drawn.drawing(request, progress, preview, every)
 
     def _report(self, tick: Tick) -> None:
-        self._send(
-            "tick",
-            rows=tick.rows,
-            seconds=tick.seconds,
-            latents=tick.latents,
-            runs=tick.runs,
-            shrunk=tick.shrunk,
+        self._steps.append(
+            {
+                "rows": tick.rows,
+                "seconds": tick.seconds,
+                "share": tick.share,
+                "at_once": tick.at_once,
+                "latents": tick.latents,
+                "run": tick.runs[0],
+                "shrunk": tick.shrunk,
+            }
         )
+        if tick.ends or monotonic() - self._told > _TOLD:
+            self._tell()
         for job, end in tick.ends:
             self._end(job, end)
+
+    def _tell(self) -> None:
+        """Of the steps since it told the last time."""
+        oldest = self._batcher.oldest
+        self._send("stepped", steps=self._steps, progress=self._progress, oldest=oldest)
+        self._steps, self._progress, self._told = [], {}, monotonic()
 
     def _end(self, job: str, end: End) -> None:
         if isinstance(end, Result):

@@ -56,16 +56,16 @@ def before_engines(happen: Any, network: str = "") -> None:
 
 def no_numbers(network: str) -> None:
     """What the network writes for requests whose prompt says "nan" is not finite."""
-    row = OnnxRuntimeEngine.run_row
+    rows = OnnxRuntimeEngine.run_rows
 
     def each(self: OnnxRuntimeEngine, tensors: Mapping[str, Any], alone: bool) -> None:
-        row(self, tensors, alone)
+        rows(self, tensors, alone)
         if asked and "nan" in asked[-1] and network in self._file.stem:
             for name in self.outputs:
                 values = memoryview(tensors[name]).cast("B").cast("f")
                 values[:] = array("f", [math.nan]) * len(values)
 
-    OnnxRuntimeEngine.run_row = each  # type: ignore[method-assign]
+    OnnxRuntimeEngine.run_rows = each  # type: ignore[method-assign]
 
 
 def broken() -> None:
@@ -107,10 +107,10 @@ def poison() -> None:
 def little_memory() -> None:
     make = Together.make
 
-    def limited(self: Together, calls: Sequence[Any]) -> None:
+    def limited(self: Together, calls: Sequence[Any], alone: bool) -> None:
         if len(calls) > 1:
             raise EngineError("unet.onnx failed (out of memory)")
-        make(self, calls)
+        make(self, calls, alone)
 
     Together.make = limited  # type: ignore[method-assign]
 

@@ -1,6 +1,8 @@
 """Whose turn it is, and what becomes of a call that fails."""
 
 from collections.abc import Mapping
+from threading import Event, Lock
+from time import sleep
 from typing import Any
 
 from PIL import Image
@@ -77,15 +79,104 @@ def test_a_run_joins_at_the_next_call() -> None:
     assert [name for name, _ in tick.ends] == ["b"]
 
 
-def test_only_rows_of_the_unet_tell_what_a_row_of_it_takes() -> None:
-    """The decoder's, which take longer, are in the same calls."""
+def test_only_calls_of_the_unet_tell_what_a_row_of_it_takes() -> None:
     pipeline, seen = sdfast.load("demo", "onnxruntime", throughput=True), list[tuple[int, int]]()
-    batcher = Batcher(rows=8)
+    batcher = Batcher(rows=8, cores=1)
     for name, steps in (("a", 1), ("b", 3)):
         batcher.join(name, pipeline.drawing(Request("a star", seed=1, steps=steps)), 0, 1.0)
     while (tick := batcher.tick()) is not None:
         seen.append((tick.rows, tick.latents))
-    assert seen == [(4, 256), (3, 0), (2, 256), (1, 0)]
+    assert sum(rows for rows, latents in seen if latents == 256) == 2 * (1 + 3)
+    assert sum(rows for rows, latents in seen if latents == 0) == 2  # decoded
+
+
+class Rows(Network):
+    """A network whose rows cores can compute for themselves, each of which takes a while."""
+
+    def __init__(self, most: int = 99, seconds: float = 0.0) -> None:
+        super().__init__(most)
+        self.seconds, self.held, self.together = seconds, Event(), 0
+        self.held.set()
+        self._inside, self._lock = 0, Lock()
+
+    def run_rows(self, rows: Mapping[str, Tensor], alone: bool) -> None:
+        with self._lock:
+            self._inside += 1
+            self.together = max(self.together, self._inside)
+            self.calls.append(rows["x"].shape[0])
+        self.held.wait()
+        sleep(self.seconds * rows["x"].shape[0])
+        with self._lock:
+            self._inside -= 1
+        if rows["x"].shape[0] > self.most:
+            raise EngineError("out of memory")
+        x, y = (memoryview(rows[name]).cast("B").cast("f") for name in ("x", "y"))
+        for k, value in enumerate(x):
+            y[k] = value + 1
+
+
+def test_each_core_has_rows_of_its_own() -> None:
+    network, batcher = Rows(seconds=0.005), Batcher(rows=32, cores=2)
+    batcher.join("a", steps(network, 5, rows=2), 0, 1.0)
+    assert order(batcher) == ["a"]
+    assert network.calls == [1] * 10
+    assert network.together == 2
+
+
+def test_a_core_that_is_done_waits_for_no_other() -> None:
+    slow, quick, batcher = Rows(), Rows(), Batcher(rows=32, cores=2)
+    slow.held.clear()
+    batcher.join("slow", steps(slow, 1), 0, 1.0)
+    batcher.join("quick", steps(quick, 5), 0, 1.0)
+    ended: list[str] = []
+    while not ended:
+        tick = batcher.tick()
+        assert tick is not None
+        ended += [name for name, _ in tick.ends]
+    assert ended == ["quick"]
+    assert batcher.busy
+    assert batcher.oldest > 0
+    slow.held.set()
+    assert order(batcher) == ["slow"]
+    assert batcher.oldest == 0
+
+
+def test_calls_have_so_many_rows_that_they_take_long_enough_and_no_more() -> None:
+    many: list[int] = []
+    for seconds in (0.0, 0.004, 0.03):
+        network, batcher = Rows(seconds=seconds), Batcher(rows=64, cores=2)
+        for k in range(24):
+            batcher.join(str(k), steps(network, 4), 0, 1.0)
+        assert len(order(batcher)) == 24
+        many.append(max(network.calls))
+        assert sum(network.calls) == 24 * 4
+    assert many[0] == 24 // 3  # the next call of one of two cores waits
+    assert many[1] in (3, 4, 5)
+    assert many[2] == 1
+
+
+def test_a_run_that_is_dropped_while_it_is_computed_is_closed_after_that() -> None:
+    network, batcher = Rows(), Batcher(rows=8, cores=2)
+    network.held.clear()
+    running = steps(network, 5, rows=2)
+    batcher.join("a", running, 0, 1.0)
+    batcher.begin()
+    batcher.drop("a")
+    assert running.gi_frame is not None  # its tensors are written to
+    network.held.set()
+    assert order(batcher) == []
+    assert running.gi_frame is None
+    assert not batcher.busy
+
+
+def test_what_fails_beside_others_is_made_once_more_with_nothing_beside_it() -> None:
+    network, batcher = Rows(most=1), Batcher(rows=32, cores=1)
+    for name in "abcdef":
+        batcher.join(name, steps(network, 3, rows=2), 0, 1.0)
+    ticks = list(iter(batcher.tick, None))
+    assert [end for tick in ticks for _, end in tick.ends] == [RESULT] * 6
+    assert any(tick.shrunk for tick in ticks)
+    assert batcher.rows == 1
 
 
 def test_turns_are_fair_where_not_all_fit() -> None:

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -88,18 +89,19 @@ def test_pictures_are_those_of_each_request_alone() -> None:
 
 def test_jobs_share_calls_and_join_and_leave_at_any_step() -> None:
     async def test() -> None:
-        async with service(Limits(rows=8)) as serving:
-            long = await serving.submit(Request(CIRCLE, seed=1, steps=30))
+        async with service() as serving:
+            long = await serving.submit(Request(CIRCLE, seed=1, steps=60))
             async for progress in long.events():
                 if progress.done >= 3:
                     break
-            short = await serving.submit(Request(STAR, seed=2, steps=3))
-            await short.result()
-            assert 6 <= long.progress.done < 30
-            assert long.progress.evaluations == 30
+            shorts = [await serving.submit(Request(STAR, seed=seed, steps=3)) for seed in range(6)]
+            for short in shorts:
+                await short.result()
+            assert 6 <= long.progress.done < 60
+            assert long.progress.evaluations == 60
             await long.result()
             text = serving.metrics.text().decode()
-        assert 'sdfast_requests_total{outcome="ok"} 2.0' in text
+        assert 'sdfast_requests_total{outcome="ok"} 7.0' in text
         shared = [line for line in text.splitlines() if 'batch_size_bucket{le="2.0"}' in line]
         every = [line for line in text.splitlines() if line.startswith("sdfast_batch_size_count")]
         assert float(every[0].split()[1]) - float(shared[0].split()[1]) >= 3
@@ -295,13 +297,31 @@ def test_a_worker_that_hangs_is_killed_and_its_jobs_are_drawn(tmp_path: Path) ->
     run(test)
 
 
+def test_a_core_that_hangs_is_found_though_others_go_on(tmp_path: Path) -> None:
+    async def test() -> None:
+        os.environ["SDFAST_FAULT_ONCE"] = str(tmp_path / "once")
+        async with faulty("hang:unet", Limits(stall=1.0)) as serving:
+            end, restarts = monotonic() + 20, 0.0
+            while not restarts and monotonic() < end:
+                jobs = [await serving.submit(Request(STAR, steps=9, seed=k)) for k in range(4)]
+                await asyncio.wait(
+                    [asyncio.ensure_future(job.result()) for job in jobs],
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                restarts = serving.metrics.restarts.labels("hung")._value.get()
+            assert restarts == 1
+
+    run(test)
+
+
 def test_too_little_memory_for_a_batch_makes_it_smaller(tmp_path: Path) -> None:
     async def test() -> None:
         async with faulty("memory") as serving:  # no more than 2 rows in a call
-            outcomes = await drawn(serving, *MIXED[:2], Request(CIRCLE, seed=3, steps=3))
+            many = [Request(CIRCLE, seed=seed, steps=3) for seed in range(12)]
+            outcomes = await drawn(serving, *MIXED[:2], *many)
             assert all(outcome.images for outcome in outcomes)
-            shrunk = serving.metrics.shrunk._value.get()
-            assert 1 <= shrunk <= 2  # a call of the U-Net, and later one of the decoder
+            # A few calls that were begun with more, and no more of them later.
+            assert 1 <= serving.metrics.shrunk._value.get() <= 6
 
     run(test)
 

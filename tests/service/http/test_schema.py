@@ -65,13 +65,13 @@ def test_every_route_says_what_it_does(said: dict[str, Any]) -> None:
 
 
 def test_every_test_that_the_table_of_faults_names_is_there() -> None:
-    here = Path(__file__).parent
-    table = (here.parents[2] / "docs" / "faults.md").read_text()
+    tests = Path(__file__).parents[2]
+    table = (tests.parent / "docs" / "faults.md").read_text()
     named = set(re.findall(r"`(test_\w+)`", table))
     there = {
         name
-        for file in here.parent.rglob("test_*.py")
-        for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)
+        for file in tests.rglob("test_*.py")
+        for name in re.findall(r"^ *(?:async )?def (test_\w+)", file.read_text(), re.MULTILINE)
     }
     assert len(named) > 40
     assert named <= there
