@@ -1,4 +1,4 @@
-"""The service beside two other ways to serve the same requests, on the demo bundle.
+"""The service beside other ways to serve the same requests, on the demo bundle.
 
     python benchmarks/service.py [--backend onnxruntime] [--clients 16] [--requests 96]
         [--rounds 3] [--json FILE]
@@ -6,14 +6,17 @@
 So many clients each send their next request when the last one was answered. The requests differ in
 sampler, steps (8 to 30), prompt and seed, and are the same for all ways:
 
-    steps       sdfast.service.Service, which batches steps: requests join and leave at each of them
+    http        `sdfast serve`, which batches steps: requests join and leave at each of them
+    http_one    the same by one client, which sends a request when the last one is answered
+    steps       sdfast.service.Service, which is that without HTTP
+    in_turn     the same, with one request running at a time
     requests    whole requests are batched: those that wait and have equal parameters but for prompt
                 and seed run from their first step to their last, as the batch that was formed, by
                 calls of the network with that many rows (one prompt stands for all of a batch)
-    rows        the same, by the service's own engines, which run each row by a core of its own
+    rows        the same, by the service's own engines and batcher
     one         sdfast.load, one request after the other, each as fast as it goes
 
-Rounds of the three alternate; what is told are medians of pictures a second, and of the time from
+Rounds of all alternate; what is told are medians of pictures a second, and of the time from
 asking to the answer of requests of 8 steps, at its 95th percentile. Then the overhead of the
 service, with one client, over the pipeline that `one` is.
 """
@@ -24,8 +27,12 @@ import argparse
 import asyncio
 import json
 import random
+import socket
+import subprocess
+import sys
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +40,7 @@ from statistics import median, quantiles
 from time import perf_counter
 from typing import Any
 
+import httpx
 from machine import described
 
 import sdfast
@@ -143,6 +151,38 @@ def by_rows(drawn: Pipeline, requests: Sequence[Request]) -> None:
         pass
 
 
+@asynccontextmanager
+async def over_http(given: argparse.Namespace) -> AsyncIterator[Draw]:
+    """What draws a request by a `sdfast serve` of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["-m", "sdfast", "serve", "demo", "--port", str(port), "--backend", given.backend]
+    command += ["--precision", given.precision, "--queue-seconds", "3600"]
+    serving = subprocess.Popen([sys.executable, *command], stderr=subprocess.DEVNULL)
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
+
+            async def draw(request: Request) -> None:
+                names = ("prompt", "seed", "steps", "sampler")
+                body = {name: getattr(request, name) for name in names}
+                (await client.post("/v1/generate", json=body)).raise_for_status()
+
+            while not await _ready(client):
+                await asyncio.sleep(0.2)
+            yield draw
+    finally:
+        serving.terminate()
+        serving.wait()
+
+
+async def _ready(client: httpx.AsyncClient) -> bool:
+    try:
+        return (await client.get("/readyz")).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
 async def overhead(service: Service, drawn: Pipeline, runs: int) -> dict[str, float]:
     """Milliseconds of a request through the service, and of the same one by a pipeline."""
     ours, bare = list[float](), list[float]()
@@ -168,12 +208,15 @@ async def measured(given: argparse.Namespace) -> dict[str, Any]:
     async with (
         Service(["demo"], limits=limits, **opening) as service,
         Service(["demo"], limits=alone_limits, **opening) as in_turn,
+        over_http(given) as http,
     ):
 
         async def served(service: Service, request: Request) -> None:
             await (await service.submit(request)).result()
 
         ways: dict[str, Draw] = {
+            "http": http,
+            "http_one": http,
             "steps": partial(served, service),
             "in_turn": partial(served, in_turn),
             "requests": WholeRequests(partial(by_batch, alone)),
@@ -185,7 +228,8 @@ async def measured(given: argparse.Namespace) -> dict[str, Any]:
         for number in range(given.rounds):
             order = list(ways) if number % 2 == 0 else list(ways)[::-1]
             for name in order:
-                found[name].append(await asked(requests, given.clients, ways[name]))
+                clients = 1 if name == "http_one" else given.clients
+                found[name].append(await asked(requests, clients, ways[name]))
                 print(number, name, found[name][-1], flush=True)
         small = await overhead(service, alone, 40)
     names = ("pictures_per_second", "short_p95_seconds")
@@ -196,6 +240,8 @@ async def measured(given: argparse.Namespace) -> dict[str, Any]:
     late = {way: values["short_p95_seconds"] for way, values in medians.items()}
     return {
         "medians": medians,
+        "http_over_http_one": rate["http"] / rate["http_one"],
+        "steps_over_in_turn": rate["steps"] / rate["in_turn"],
         "steps_over_one": rate["steps"] / rate["one"],
         "steps_over_requests": rate["steps"] / rate["requests"],
         "steps_over_rows": rate["steps"] / rate["rows"],

@@ -9,7 +9,6 @@ takes no other with it.
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -19,38 +18,28 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
-from PIL import Image, ImageChops
+from PIL import Image
 
-from .. import checks, checksums, cpu, errors, store
+from .. import checks, checksums, cpu, store
 from ..bundle import MANIFEST
-from ..errors import EngineError, InvalidRequest, SdfastError
-from ..provenance import Origin, Provenance
+from ..errors import InvalidRequest, SdfastError
+from ..provenance import Origin
 from ..records import parsed
 from ..request import Request
 from .costs import Costs, work
 from .frames import Frame
 from .gate import Gate, Model
+from .golden import Golden, Verdict, is_small, model_of
 from .jobs import Job, Outcome, Progress
 from .keeper import Keeper
 from .limits import ORDERS, Limits
 from .memory import Memory
 from .metrics import Metrics
 from .opening import Opening
+from .outcomes import outcome, raised
 from .process import COMMAND
-from .refusals import (
-    BadOutput,
-    Broken,
-    DeadlineExceeded,
-    OutOfMemory,
-    Refusal,
-    Stopped,
-    Unavailable,
-)
+from .refusals import DeadlineExceeded, Refusal, Stopped, Unavailable
 
-_LOG = logging.getLogger("sdfast.service")
-_GOLDEN = "golden:"  # begins the names of golden pictures among jobs
-_SMALL = "small:"  # those of the smallest ones, by which memory is measured
-_NEAR = 2  # levels by which a golden picture may differ: other numbers of rows round otherwise
 _HOPELESS = 5  # workers in a row that drew nothing
 
 
@@ -99,8 +88,7 @@ class Service:
         self._waiting: list[Job] = []
         self._running: dict[str, Job] = {}
         self._retried: set[str] = set()
-        self._golden: dict[str, Image.Image] = {}
-        self._awaited: set[str] = set()  # golden pictures that the worker has not drawn yet
+        self._golden = Golden(self.models)
         self._origins: dict[str, Origin] = {}
         self._ending = self._ready = False
         self._why: str | None = None
@@ -239,7 +227,7 @@ class Service:
         preview_every: int | None,
         id: str | None,  # noqa: A002
     ) -> Job:
-        if self._ending or (not self._ready and not self._golden):
+        if self._ending or (not self._ready and not self._golden.known):
             raise Unavailable(f"{self.readiness()}: ask again later", 5.0)
         if self._keeper.failures > _HOPELESS:
             raise _gone()
@@ -349,7 +337,7 @@ class Service:
     # What the worker says.
 
     def _has_work(self) -> bool:
-        return bool(self._running or self._awaited)
+        return bool(self._running) or self._golden.awaited
 
     def _heed(self, frame: Frame) -> None:
         said = frame.said
@@ -360,17 +348,17 @@ class Service:
             self._memory.opened(**said["memory"])
             self._ask_for_golden(small=True)
         elif what == "unusable":
-            self._failed, self._keeper.ended = _error(said), True
+            self._failed, self._keeper.ended = raised(said), True
             self._told()
         elif what == "stepped":
             self._stepped(said)
-        elif name.startswith(_SMALL):
-            self._measured(name.removeprefix(_SMALL), frame)
-        elif name.startswith(_GOLDEN):
-            self._compare(name.removeprefix(_GOLDEN), frame)
+        elif job is None and (model := model_of(name)) is not None:
+            self._tried(model, frame)
         elif job is not None and what == "preview":
             self._progressed(job, said["done"], said["evaluations"], frame.pictures)
         elif job is not None and what in ("drawn", "failed"):
+            if "trace" in said and said["kind"] != "OutOfMemory":
+                self._ask_for_golden()  # what broke may have broken the engines
             self._answer(job, self._outcome(job, frame))
 
     def _stepped(self, said: Mapping[str, Any]) -> None:
@@ -382,8 +370,8 @@ class Service:
             self.metrics.batch.observe(rows)
             if step["shrunk"]:
                 self.metrics.shrunk.inc()
-            model = self._running[run].model if run in self._running else run.removeprefix(_GOLDEN)
-            if model in self.models and step["latents"]:
+            model = self._running[run].model if run in self._running else model_of(run)
+            if model is not None and step["latents"] and not is_small(run):
                 pixels = step["latents"] * self.models[model].manifest.sizes.scale ** 2
                 self._costs.saw_rows(model, pixels, rows, seconds * step["share"])
                 self._memory.called(pixels, step["at_once"])
@@ -409,25 +397,11 @@ class Service:
         job.tell(replace(now, done=done, evaluations=evaluations, seconds_left=left))
 
     def _outcome(self, job: Job, frame: Frame) -> Outcome | Exception:
-        said, request = frame.said, job.request
-        if said["said"] == "failed":
-            if said["kind"] == "OutOfMemory":
-                _LOG.error("job %s: %s", job.id, said["message"])
-                return OutOfMemory(
-                    f"{request.count} picture(s) of {request.width}×{request.height} could not be "
-                    "drawn for want of memory: ask for fewer or smaller ones"
-                )
-            if "trace" in said:  # what broke may have broken the engines: they are tried
-                _LOG.error("job %s: %s", job.id, said["trace"])
-                self._ask_for_golden()
-            return _error(said)
-        if said["blank"]:
-            return BadOutput("what was drawn is of one colour: ask with another seed or prompt")
-        timings = {**said["timings"], "queue": job.sent - job.begun}
-        self._saw_pictures(job.model, frame)
-        self._memory.saw(job.model, job.pixels, request.count, said["grown"])
-        made = Provenance(self._origins[job.model], job.inputs, len(frame.pictures))
-        return Outcome(frame.pictures, tuple(said["seeds"]), request, timings, job.model, made)
+        found = outcome(job, frame, self._origins[job.model])
+        if isinstance(found, Outcome):
+            self._saw_pictures(job.model, frame)
+            self._memory.saw(job.model, job.pixels, job.request.count, frame.said["grown"])
+        return found
 
     def _saw_pictures(self, model: str, frame: Frame) -> None:
         timings, (width, height) = frame.said["timings"], frame.pictures[0].size
@@ -437,8 +411,8 @@ class Service:
     def _lost(self, reason: str) -> None:
         """The worker is gone: its jobs are drawn once more, each alone, by the next one."""
         self._ready, self._why = False, f"the worker {reason}: another one starts"
-        self._awaited.clear()
-        if self._golden:
+        self._golden.lost()
+        if self._golden.known:
             self.metrics.restarts.labels(reason).inc()
         jobs = list(self._running.values())
         self._running.clear()
@@ -459,46 +433,30 @@ class Service:
     # Whether what it draws is right.
 
     def _ask_for_golden(self, small: bool = False) -> None:
-        for name, model in self.models.items():
-            if name not in self._awaited:
-                sizes = model.manifest.sizes
-                pixels = sizes.minimum**2 if small else sizes.width * sizes.height
-                said = {"do": "golden", "model": name, "small": small}
-                said["id"] = (_SMALL if small else _GOLDEN) + name
-                self._memory.begun(pixels, 1)
-                self._keeper.send(Frame({**said, "priority": 1, "seconds": 0.0}))
-                self._awaited.add(name)
+        for model, frame in self._golden.asked(small):
+            sizes = self.models[model].manifest.sizes
+            self._memory.begun(sizes.minimum**2 if small else sizes.width * sizes.height, 1)
+            self._keeper.send(frame)
 
-    def _measured(self, model: str, frame: Frame) -> None:
-        """The smallest picture was drawn, or was not."""
-        self._awaited.discard(model)
-        if frame.said["said"] == "failed":
-            _LOG.error("%s: %s", model, frame.said["message"])
-            self._keeper.kill("cannot draw")
-            return
-        (drawn,) = frame.pictures
-        self._memory.saw(model, drawn.width * drawn.height, 1, frame.said["grown"])
-        if not self._awaited:
-            self._ask_for_golden()
-
-    def _compare(self, model: str, frame: Frame) -> None:
-        self._awaited.discard(model)
-        wrong, first = frame.said["said"] == "failed" or frame.said["blank"], False
-        if not wrong:
+    def _tried(self, model: str, frame: Frame) -> None:
+        """A golden picture came, or could not be drawn."""
+        verdict, more = self._golden.heed(model, frame), self._golden.awaited
+        if verdict not in (Verdict.WRONG, Verdict.NONE):
             (drawn,) = frame.pictures
-            first = model not in self._golden
-            self._saw_pictures(model, frame)
             self._memory.saw(model, drawn.width * drawn.height, 1, frame.said["grown"])
-            wrong = _distance(self._golden.setdefault(model, drawn), drawn) > _NEAR
-        if wrong:
+        if verdict in (Verdict.FIRST, Verdict.RIGHT):
+            self._saw_pictures(model, frame)
+        if verdict is Verdict.NONE:
+            self._keeper.kill("cannot draw")
+        elif verdict is Verdict.WRONG:
             self._ready, self._why = False, "what was drawn is not what should be"
-            message = frame.said.get("message", "its golden picture is another one")
-            _LOG.error("%s: %s", model, message)
             self._keeper.kill("drew what it should not")
-        elif first:  # which compiled the networks: the second tells what a picture takes
+        elif verdict is Verdict.FIRST:  # which compiled the networks
             self._costs = Costs()
             self._ask_for_golden()
-        elif not self._awaited and not self._ready:
+        elif verdict is Verdict.SMALL and not more:
+            self._ask_for_golden()
+        elif verdict is Verdict.RIGHT and not more and not self._ready:
             self._keeper.proven()
             self._ready, self._why = True, None
             self._pump()
@@ -513,22 +471,3 @@ class Service:
 
 def _gone() -> Unavailable:
     return Unavailable("the worker cannot be started again: ask another service", 30.0)
-
-
-def _distance(one: Image.Image, other: Image.Image) -> int:
-    if one.size != other.size:
-        return 255
-    extrema: Any = ImageChops.difference(one, other).getextrema()
-    return max(int(high) for _, high in extrema)
-
-
-def _error(said: Mapping[str, Any]) -> SdfastError:
-    """What the worker raised. Errors that are no mistake of a request say nothing of themselves."""
-    kind = getattr(errors, said["kind"], None)
-    if (
-        isinstance(kind, type)
-        and issubclass(kind, SdfastError)
-        and not issubclass(kind, EngineError)
-    ):
-        return kind(said["message"])
-    return Broken("the request could not be drawn: the service's log says why")
