@@ -1,7 +1,7 @@
-"""The service beside other ways to serve the same requests, on the demo bundle.
+"""The service beside other ways to serve the same requests.
 
-    python benchmarks/service.py [--backend onnxruntime] [--clients 16] [--requests 96]
-        [--rounds 3] [--json FILE]
+    python benchmarks/service.py [--bundle demo] [--backend onnxruntime] [--clients 16]
+        [--requests 96] [--rounds 3] [--json FILE]
 
 So many clients each send their next request when the last one was answered. The requests differ in
 sampler, steps (8 to 30), prompt and seed, and are the same for all ways:
@@ -157,7 +157,16 @@ async def over_http(given: argparse.Namespace) -> AsyncIterator[Draw]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = ["-m", "sdfast", "serve", "demo", "--port", str(port), "--backend", given.backend]
+    command = [
+        "-m",
+        "sdfast",
+        "serve",
+        given.bundle,
+        "--port",
+        str(port),
+        "--backend",
+        given.backend,
+    ]
     command += ["--precision", given.precision, "--queue-seconds", "3600"]
     serving = subprocess.Popen([sys.executable, *command], stderr=subprocess.DEVNULL)
     try:
@@ -199,15 +208,15 @@ async def overhead(service: Service, drawn: Pipeline, runs: int) -> dict[str, fl
 
 async def measured(given: argparse.Namespace) -> dict[str, Any]:
     opening = {"backend": given.backend, "precision": given.precision}
-    alone = sdfast.load("demo", **opening)
-    alike = sdfast.load("demo", **opening, throughput=True, graphs=pipeline.LOOP)
+    alone = sdfast.load(given.bundle, **opening)
+    alike = sdfast.load(given.bundle, **opening, throughput=True, graphs=pipeline.LOOP)
     requests = mixed(given.requests)
     found: dict[str, list[dict[str, float]]] = defaultdict(list)
     limits = Limits(queue=given.clients, running=given.clients, queue_seconds=3600)
     alone_limits = replace(limits, running=1)
     async with (
-        Service(["demo"], limits=limits, **opening) as service,
-        Service(["demo"], limits=alone_limits, **opening) as in_turn,
+        Service([given.bundle], limits=limits, **opening) as service,
+        Service([given.bundle], limits=alone_limits, **opening) as in_turn,
         over_http(given) as http,
     ):
 
@@ -253,6 +262,7 @@ async def measured(given: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--bundle", default="demo")
     parser.add_argument("--backend", default="onnxruntime")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--clients", type=int, default=16)

@@ -16,6 +16,8 @@ from .tensors import TensorSpec
 if TYPE_CHECKING:  # who uses none does not load NumPy for it
     from .loras.applied import Applied
 
+_SMALL = 64 << 20  # bytes of weights
+
 
 class Opened:
     """The engines of a bundle by the names of their networks."""
@@ -58,7 +60,7 @@ class Opened:
                 read = (manifest.networks[network].file, *manifest.networks[network].weights)
                 made_of = {name: manifest.files[name] for name in read}
                 options = replace(options, keep=lambda key, build: keep({**made_of, **key}, build))
-            if options.throughput and network in ONCE_A_REQUEST:
+            if options.throughput and network in ONCE_A_REQUEST and self._small(network):
                 options = replace(options, threads=1)  # the other cores have rows to compute
             file = self.bundle.network(network)
             self._engines[network] = backends.open_engine(file, self._backend, options)
@@ -99,6 +101,11 @@ class Opened:
             if name in self:
                 found |= {**self._of(name).inputs, **self._of(name).outputs}
         return found
+
+    def _small(self, network: str) -> bool:
+        """Whether it is computed as quickly by one core."""
+        weights = self.bundle.manifest.networks[network].weights
+        return sum((self.bundle.path / name).stat().st_size for name in weights) < _SMALL
 
     def _of(self, network: str) -> Network:
         return self.bundle.manifest.networks[network]

@@ -98,7 +98,7 @@ def load(
     precision: that networks compute in: "auto" is the fastest that the backend has here, or "fp32"
         or "bf16" or "fp16"
     throughput: the rows of a batch are computed side by side, one on each core, where the backend
-        can
+        can, and small networks that run once a request by one core
     low_memory: each network is opened when it is needed and closed after
     tile: pixels a side of the parts that pictures are decoded in, a size of the bundle's; smaller
         ones need less memory. None: pictures above 1024×1024 pixels are cut up

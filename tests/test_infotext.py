@@ -59,7 +59,7 @@ SAID = (
 )
 
 
-@settings(max_examples=10_000, deadline=None)
+@settings(max_examples=2000, deadline=None)
 @given(REQUESTS, TEXT)
 def test_what_is_written_is_read_back(request: Request, model: str) -> None:
     found = infotext.read(infotext.write(request, model, "1"))

@@ -143,9 +143,7 @@ class OnnxRuntimeEngine:
             self.run()
             return
         with self._lock:
-            if self._single is None:
-                self._single = self._open(threads=1)
-            opened = self._single
+            self._single = opened = self._single or self._open(threads=1)
         self._run(opened, self._bind(opened, rows))
 
     def close(self) -> None:

@@ -27,6 +27,7 @@ _BLOB = "network.blob"
 _SHAPES = 2  # compiled forms that an engine keeps: with the unguided rows and without
 _SHAPES_IF_SMALL, _SMALL = 16, 64 << 20  # bytes of weights, which every form has anew
 
+_ROWS = 0  # in place of a number of parts: rows, each by a core of its own
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
@@ -85,6 +86,7 @@ class OpenVinoEngine:
             {n: t if parts == 1 else t.rows(k * rows, (k + 1) * rows) for n, t in bound.items()}
             for k in range(parts)
         ]
+        self._requests = []  # they hold what they are of
         with self._lock:
             self._requests = self._for(self._shapes(views[0]), parts)
         with self._failing():
@@ -108,19 +110,21 @@ class OpenVinoEngine:
         return max(n for n in range(1, most + 1) if count % n == 0)
 
     def _for(self, shapes: Shapes, parts: int) -> list[Any]:
-        """Requests of the network compiled for these shapes, `parts` of them to run side by side;
-        of what was compiled before the latest are kept."""
+        """Requests of the network compiled for these shapes, `parts` of them to run side by side,
+        or for `_ROWS` one for each core, which no others have; of what was compiled before the
+        latest are kept."""
         key = shapes, parts
         if key in self._compiled:
             self._compiled[key] = self._compiled.pop(key)  # the latest comes last
         else:
             while len(self._compiled) >= self._kept:
-                forgotten, _ = oldest = next(iter(self._compiled))
+                forgotten, by = oldest = next(iter(self._compiled))
                 self._compiled.pop(oldest)
-                self._free.pop(forgotten, None)
-            self._requests = []  # they hold what they are of
-            compiled = self._compile(shapes, parts)
-            self._compiled[key] = [compiled.create_infer_request() for _ in range(parts)]
+                if by == _ROWS:
+                    self._free.pop(forgotten, None)
+            count = parts or self._options.threads or cpu.cores()
+            compiled = self._compile(shapes, count)
+            self._compiled[key] = [compiled.create_infer_request() for _ in range(count)]
         return self._compiled[key]
 
     def _compile(self, shapes: Shapes, parts: int) -> Any:
@@ -183,13 +187,14 @@ class OpenVinoEngine:
             self._run_row({name: tensor.rows(k, k + 1) for name, tensor in fitted.items()})
 
     def _run_row(self, fitted: Mapping[str, Tensor]) -> None:
-        shapes, threads = self._shapes(fitted), self._options.threads or cpu.cores()
+        shapes = self._shapes(fitted)
         with self._lock:
-            if (shapes, threads) not in self._compiled or shapes not in self._free:
-                self._free[shapes] = SimpleQueue()
-                for request in self._for(shapes, threads):
-                    self._free[shapes].put(request)
-            free = self._free[shapes]
+            free = self._free.get(shapes)
+            requests = self._for(shapes, _ROWS)
+            if free is None:
+                self._free[shapes] = free = SimpleQueue()
+                for request in requests:
+                    free.put(request)
         request = free.get()
         try:
             with self._failing():
@@ -213,10 +218,11 @@ class OpenVinoEngine:
             ) from error
 
     def close(self) -> None:
-        self._requests = []
-        self._free.clear()
-        self._compiled.clear()
-        self._bound = {}
+        with self._lock:
+            self._requests = []
+            self._free.clear()
+            self._compiled.clear()
+            self._bound = {}
 
 
 @cache

@@ -77,7 +77,13 @@ def _of_limits(command: _C) -> _C:
     metavar="NAME",
     help="By which it may be called beside localhost; may be given again.",
 )
-@click.option("--order", type=click.Choice(ORDERS), default=ORDERS[0], show_default=True)
+@click.option(
+    *("--order",),
+    type=click.Choice(ORDERS),
+    default=ORDERS[0],
+    show_default=True,
+    help="fair: all go on at the same pace; shortest: the least work left first.",
+)
 @click.option("--backend", default="auto", show_default=True, help="See `sdfast doctor`.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--precision", default="auto", show_default=True, help="fp32, bf16 or fp16.")

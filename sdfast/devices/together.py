@@ -88,10 +88,12 @@ class Together:
             network.run()
             return
         rows = sum(map(count, calls))
-        if is_by_row(network):
-            room = tensors if len(calls) == 1 else self._room(calls[0], rows)
+        if is_by_row(network) and len(calls) == 1:
+            room = tensors
         else:
             room = self._room(calls[0], 1 << (rows - 1).bit_length())
+            if is_by_row(network):
+                room = {name: tensor.rows(0, rows) for name, tensor in room.items()}
         if room is not tensors:
             _gather(network, calls, room)
         if is_by_row(network):

@@ -41,7 +41,8 @@ class Run:
     call: that it waits for, of so many rows
     given, made: rows of the call that were given to cores, and those that were computed
     out: calls that rows of it are in
-    failed: what came of such a call; alone: its call is made once more, with nothing beside it
+    failed: what came of such a call; alone: its call is made once more, with nothing beside it,
+        where there were so many rows at once
     """
 
     id: str
@@ -57,17 +58,16 @@ class Run:
     made: int = 0
     out: int = 0
     failed: Exception | None = None
-    alone: bool = False
+    alone: int = 0
 
     def wait_for(self, call: Call) -> None:
         if self.call is None or any(a is not b for a, b in zip(call, self.call, strict=True)):
             self.call, self.kind, self.rows = call, kind(call), count(call)
-        self.given = self.made = 0
-        self.alone = False
+        self.given = self.made = self.alone = 0
 
-    def again(self) -> None:
+    def again(self, at_once: int) -> None:
         self.given = self.made = 0
-        self.failed, self.alone = None, True
+        self.failed, self.alone = None, at_once
 
     def give(self, rows: int) -> Call:
         """The next rows of its call."""
@@ -82,7 +82,7 @@ class Made:
 
     parts: the runs with rows in it, and how many
     place: that made it; whole: whether it had the machine for itself
-    at_once: rows that were computed when it was begun, its own among them
+    at_once: rows that were given out when it was, its own among them
     """
 
     parts: tuple[tuple[Run, int], ...]
@@ -99,10 +99,11 @@ class Tick:
 
     rows: of the network; seconds: that they took; runs: whose rows they were
     share: of the machine, that computed them
-    at_once: rows of all networks that were computed when it was begun
+    at_once: rows of all networks that were given out when it was
     latents: height × width of what a U-Net was called on; 0 for another network
     ends: runs that ended, and how
-    shrunk: whether there was too little memory for as many rows
+    shrunk: whether less is computed at once from now on, since what had failed beside others did
+        not alone: there was too little memory
     """
 
     rows: int
@@ -135,7 +136,9 @@ class Batcher:
         # One more than cores: its call is begun as soon as one of the others is made.
         self._idle = [Together() for _ in range(self._cores + 1)]
         self._done: SimpleQueue[Any] = SimpleQueue() if done is None else done
-        self._out: dict[Together, tuple[int, float]] = {}  # rows that are computed, and since when
+        self._out: dict[Together, int] = {}  # rows that are given out
+        self._beside: dict[Together, int] = {}  # calls that were out at a time, while they were
+        self._begun: dict[Together, float] = {}  # since when which of them are computed
         self._row_seconds: dict[Hashable | None, float] = {}  # of one core, by kind
 
     @property
@@ -145,9 +148,9 @@ class Batcher:
 
     @property
     def oldest(self) -> float:
-        """Seconds since the call was begun that is out for longest; 0 for none."""
+        """Seconds for which the oldest call is made; 0 for none."""
         now = perf_counter()
-        return now - min((begun for _, begun in self._out.values()), default=now)
+        return now - min(list(self._begun.values()), default=now)
 
     def join(self, job: str, running: Running[Result], priority: int, seconds: float) -> End | None:
         """Takes a run, up to its first call. Returns how it ended if it has none."""
@@ -168,20 +171,23 @@ class Batcher:
     def begin(self) -> None:
         """Has calls made of what waits, as far as there are cores that have nothing to do."""
         while self._idle and (waiting := self._waiting()):
-            whole = self._whole(waiting[0])
-            if whole and self.busy:
+            whole, out = self._whole(waiting[0]), sum(self._out.values())
+            if self.busy and (whole or out >= self.rows):
                 return
             self._number += 1
-            place, parts = self._idle.pop(), self._parts(waiting, whole)
+            most = self.rows if whole else self._share(waiting[0].kind, self.rows - out)
+            place, parts = self._idle.pop(), self._parts(waiting, whole, most)
             calls = [run.give(rows) for run, rows in parts]
-            self._out[place] = sum(rows for _, rows in parts), perf_counter()
+            self._out[place] = sum(rows for _, rows in parts)
             for run, _ in parts:
                 run.served = self._number
-            at_once = sum(rows for rows, _ in self._out.values())
+            for each in self._out:
+                self._beside[each] = max(self._beside.get(each, 0), len(self._out))
+            told = place, parts, calls, whole, out + self._out[place]
             if whole:  # by the thread that a GPU knows
-                self._make(place, parts, calls, whole, at_once)
+                self._make(*told)
                 return
-            self._pool.submit(self._make, place, parts, calls, whole, at_once)
+            self._pool.submit(self._make, *told)
 
     def _waiting(self) -> list[Run]:
         """Those with rows that nobody has, in the order of their turns."""
@@ -200,17 +206,18 @@ class Batcher:
         """Whether its call is to have the machine for itself."""
         assert first.call is not None
         by_row = is_by_row(first.call[0])
-        return first.alone or not by_row or sum(run.rows for run in self.runs.values()) == 1
+        return first.alone > 0 or not by_row or sum(run.rows for run in self.runs.values()) == 1
 
-    def _parts(self, waiting: Sequence[Run], whole: bool) -> tuple[tuple[Run, int], ...]:
-        """Whose rows the next call has, and how many of each."""
+    def _parts(self, waiting: Sequence[Run], whole: bool, most: int) -> tuple[tuple[Run, int], ...]:
+        """Whose rows the next call has, and how many of each. most: of all, where they can be cut
+        up, or there are several."""
         first = waiting[0]
         assert first.call is not None
         if first.alone:
             return ((first, 1 if is_by_row(first.call[0]) else first.rows),)
         if first.kind is None:
             return ((first, first.rows),)
-        most, found, rows = self.rows if whole else self._share(first.kind), list[Any](), 0
+        found, rows = list[tuple[Run, int]](), 0
         for run in waiting:
             if run.kind != first.kind or run.alone:
                 continue
@@ -224,13 +231,14 @@ class Batcher:
                 break
         return tuple(found)
 
-    def _share(self, kind: Hashable) -> int:
-        """Rows of that kind that a core takes at once: so many that as many are left for the next,
-        but the two of a guided picture together where no core is idle by that."""
+    def _share(self, kind: Hashable | None, most: int) -> int:
+        """Rows of that kind that a core takes at once, `most` at most: so many that as many are
+        left for the next, but the two of a guided picture together where no core is idle by that.
+        """
         rows = sum(run.rows for run in self.runs.values())
         fair = max(rows // (self._cores + 1), min(2, rows // self._cores))
         worth = int(_SPELL / self._row_seconds.get(kind, _SPELL))
-        return max(min(fair, worth, self.rows // self._cores), 1)
+        return max(min(fair, worth, most), 1)
 
     def _make(
         self,
@@ -241,35 +249,35 @@ class Batcher:
         at_once: int,
     ) -> None:
         begun, error = perf_counter(), None
+        self._begun[place] = begun
         try:
             place.make(calls, whole)
         except Exception as found:
             error = found
-        self._done.put(Made(parts, place, whole, at_once, perf_counter() - begun, error))
+        del self._begun[place]
+        seconds = perf_counter() - begun
+        self._done.put(Made(parts, place, whole, at_once, seconds, error))
 
     def finish(self, made: Made) -> Tick:
         """Lets the runs of a call that was made go on, as far as they have all of their rows."""
-        (rows, _), share = self._out.pop(made.place), 1 / self._cores
+        beside = self._beside.pop(made.place)
+        share = 1.0 if made.whole else 1 / min(self._cores, beside)
+        rows, before = self._out.pop(made.place), self.rows
         self._idle.append(made.place)
-        if made.whole:
-            share = 1.0
-        elif made.error is None:
+        if made.error is not None:
+            made.place.clear()
+        elif not made.whole:
             self._saw(made.parts[0][0].kind, made.seconds / rows)
         names, latents = tuple(run.id for run, _ in made.parts), _latents(made.parts[0][0])
-        alone = made.whole and len(made.parts) == 1
-        shrunk = made.error is not None and not alone
-        if shrunk:  # for want of memory it may be, of which there is more with nothing beside it
-            made.place.clear()
-            self.rows = max(rows if made.whole else rows * self._cores, 2) // 2
         ends = list[tuple[str, End]]()
         for run, of_run in made.parts:
             run.out, run.made = run.out - 1, run.made + of_run
             run.left -= made.seconds * share * of_run / rows
             run.failed = run.failed or made.error
-            if not run.out and (end := self._after(run, alone)) is not None:
+            if not run.out and (end := self._after(run, made)) is not None:
                 ends.append((run.id, end))
         told = rows, made.seconds, share, made.at_once, latents, names
-        return Tick(*told, tuple(ends), shrunk)
+        return Tick(*told, tuple(ends), shrunk=self.rows < before)
 
     def _saw(self, kind: Hashable | None, seconds: float) -> None:
         self._row_seconds.pop(kind, None)
@@ -277,17 +285,19 @@ class Batcher:
             self._row_seconds.pop(next(iter(self._row_seconds)))
         self._row_seconds[kind] = seconds
 
-    def _after(self, run: Run, alone: bool) -> End | None:
-        """What becomes of a run of which no core has rows any more: how it ended, if it has. alone:
-        whether its call had the machine for itself, so that a failure is for good."""
+    def _after(self, run: Run, made: Made) -> End | None:
+        """What becomes of a run of which no core has rows any more, by its last call: how it ended,
+        if it has."""
         if self.runs.get(run.id) is not run:  # it was dropped meanwhile
             run.running.close()
-        elif run.failed and not alone:
-            run.again()
+        elif run.failed and not (made.whole and len(made.parts) == 1):
+            run.again(made.at_once)
         elif run.failed:
             self.drop(run.id)
             return run.failed
         elif run.made == run.rows:
+            if run.alone:  # that others were beside it is why it failed
+                self.rows = max(min(self.rows, run.alone // 2), 1)
             return self._go_on(run)
         return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from statistics import median
@@ -42,6 +43,7 @@ class Keeper:
         self._reason = "died"
         self.failures = 0  # since the last that was good for something
         self._steps: deque[float] = deque([0.0], maxlen=32)  # seconds of the latest
+        self._since = math.inf  # when the call was begun that the worker makes for longest
         self.ended = False
 
     @property
@@ -65,10 +67,9 @@ class Keeper:
         self._steps.append(seconds)
 
     def waits(self, seconds: float) -> None:
-        """The worker that there is has waited for one of its cores for so long: that others go on
-        says nothing of that one."""
-        if self._process is not None:
-            self._process.heard = min(self._process.heard, monotonic() - seconds)
+        """One of the cores of the worker that there is has made a call for so long: that others go
+        on says nothing of that one."""
+        self._since = monotonic() - seconds
 
     def kill(self, reason: str) -> None:
         """For another one to take its place."""
@@ -81,7 +82,7 @@ class Keeper:
         while not self.ended:
             await asyncio.sleep(min(0.1 * 2**self.failures, _LONGEST) if self.failures else 0)
             self.failures += 1
-            self._reason = "died"
+            self._reason, self._since = "died", math.inf
             try:
                 self._process = process = await Process.start(self._opening, self._command)
             except OSError as error:  # too many files or processes: there may be fewer later
@@ -112,7 +113,7 @@ class Keeper:
             if self.failures:
                 bound = max(bound, _COMPILING * self._limits.stall)
             if not self._busy():
-                process.heard = monotonic()
-            elif monotonic() - process.heard > bound:
+                process.heard, self._since = monotonic(), math.inf
+            elif monotonic() - min(process.heard, self._since) > bound:
                 self.kill("hung")
                 return

@@ -31,7 +31,7 @@ class Metrics:
         self.rejected = counter("rejected", "Requests that were not accepted, by reason", "reason")
         self.images = counter("images", "Pictures that were drawn")
         self.restarts = counter("engine_restarts", "Workers started anew, by reason", "reason")
-        self.shrunk = counter("batch_shrunk", "Calls that were halved for want of memory")
+        self.shrunk = counter("batch_shrunk", "Halvings of what is computed at once")
         self.queue = histogram("queue_seconds", "From acceptance to the worker")
         self.first_step = histogram("time_to_first_step_seconds", "From acceptance to a step")
         self.step = histogram("step_seconds", "Calls of the network")

@@ -258,7 +258,7 @@ class Service:
             inputs=full.inputs,
             preview_every=preview_every,
         )
-        if any(job.id == other.id for other in self._accepted()):
+        if model_of(job.id) is not None or any(job.id == one.id for one in self._accepted()):
             raise InvalidRequest(f"there is a job {job.id} already: choose another id")
         loop = asyncio.get_running_loop()
         late = DeadlineExceeded(f"the request was not done within {allowed:g} seconds")
@@ -374,7 +374,8 @@ class Service:
             if model is not None and step["latents"] and not is_small(run):
                 pixels = step["latents"] * self.models[model].manifest.sizes.scale ** 2
                 self._costs.saw_rows(model, pixels, rows, seconds * step["share"])
-                self._memory.called(pixels, step["at_once"])
+                if self._ready:  # what is drawn before is drawn alone
+                    self._memory.called(pixels, step["at_once"])
         for name, (done, evaluations) in said["progress"].items():
             if (job := self._running.get(name)) is not None:
                 self._progressed(job, done, evaluations)

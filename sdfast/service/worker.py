@@ -14,9 +14,10 @@ import signal
 import socket
 import sys
 import traceback
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
 from time import monotonic
 from typing import Any
@@ -82,11 +83,19 @@ class Worker:
             "together": 1 if on_cpu else CpuPlans.batch,  # on a CPU each core has rows of its own
         }
         self._send("opened", models=opened, memory=memory)
+        asked = deque[Frame]()
         while True:
             self._batcher.begin()
-            said = self._inbox.get()
+            try:
+                said = self._inbox.get(not asked, _TOLD if self._steps else None)
+            except Empty:  # what was made is finished first, so that no core waits
+                if asked:
+                    self._heed(asked.popleft())
+                else:
+                    self._tell()
+                continue
             if isinstance(said, Frame):
-                self._heed(said)
+                asked.append(said)
             else:
                 self._report(self._batcher.finish(said))
 

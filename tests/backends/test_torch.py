@@ -144,6 +144,7 @@ class Store:
         return compiled.entry(self.place, key, counted)
 
 
+@pytest.mark.slow
 def test_a_compiled_network_is_kept_and_computes_the_same(tmp_path: Path) -> None:
     store = Store(tmp_path)
     file = DEMO.network("unet_shallow")

@@ -5,6 +5,7 @@ from threading import Event, Lock
 from time import sleep
 from typing import Any
 
+import pytest
 from PIL import Image
 
 import sdfast
@@ -176,7 +177,7 @@ def test_what_fails_beside_others_is_made_once_more_with_nothing_beside_it() -> 
     ticks = list(iter(batcher.tick, None))
     assert [end for tick in ticks for _, end in tick.ends] == [RESULT] * 6
     assert any(tick.shrunk for tick in ticks)
-    assert batcher.rows == 1
+    assert batcher.rows <= 2
 
 
 def test_turns_are_fair_where_not_all_fit() -> None:
@@ -209,9 +210,8 @@ def test_calls_that_need_too_much_memory_are_made_one_by_one_and_smaller_from_th
     network, batcher = Network(most=2), Batcher(rows=8)
     for name in "abcd":
         batcher.join(name, steps(network, 3), 0, 1.0)
-    first = batcher.tick()
-    assert first is not None
-    assert first.shrunk
+    ticks = [tick for _ in range(2) if (tick := batcher.tick()) is not None]
+    assert [tick.shrunk for tick in ticks] == [False, True]  # one alone did not fail
     assert batcher.rows == 2
     assert sorted(order(batcher)) == list("abcd")
     assert network.calls[:5] == [4, 1, 1, 1, 1]
@@ -227,6 +227,55 @@ def test_who_fails_alone_has_failed_and_takes_no_other_with_it() -> None:
         ends |= dict(tick.ends)
     assert isinstance(ends["large"], EngineError)
     assert ends["small"] is RESULT
+    assert network.calls[-1] == 1
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_one_that_always_fails_makes_nothing_smaller_for_others(cores: int) -> None:
+    network, batcher = Rows(most=0), Batcher(rows=32, cores=cores)
+    batcher.join("wrong", steps(network, 2, rows=2), 0, 1.0)
+    ticks = list(iter(batcher.tick, None))
+    assert isinstance(ticks[-1].ends[0][1], EngineError)
+    assert not any(tick.shrunk for tick in ticks)
+    assert batcher.rows == 32
+
+
+def test_no_more_rows_are_computed_at_once_than_are_allowed() -> None:
+    network, batcher = Rows(seconds=0.002), Batcher(rows=2, cores=4)
+    for name in "abc":
+        batcher.join(name, steps(network, 3, rows=2), 0, 1.0)
+    ticks = list(iter(batcher.tick, None))
+    assert max(tick.at_once for tick in ticks) == 2
+    assert network.together <= 2
+    assert sum(network.calls) == 18
+
+
+def test_what_a_row_takes_is_told_of_the_part_of_the_machine_that_had_it() -> None:
+    network, batcher = Rows(seconds=0.01), Batcher(rows=32, cores=8)
+    batcher.join("a", steps(network, 3, rows=2), 0, 1.0)
+    ticks = list(iter(batcher.tick, None))
+    assert {tick.share for tick in ticks} == {1 / 2}  # two of the cores: no more have rows
+    single = Batcher(rows=32, cores=8)
+    single.join("a", steps(network, 3), 0, 1.0)
+    assert {tick.share for tick in iter(single.tick, None)} == {1.0}
+
+
+def test_a_part_that_fails_while_another_is_out_is_made_once_more_when_that_is_done() -> None:
+    class Once(Rows):
+        """Fails at its first call."""
+
+        def run_rows(self, rows: Mapping[str, Tensor], alone: bool) -> None:
+            first = not self.calls
+            super().run_rows(rows, alone)
+            if first:
+                raise EngineError("once")
+
+    network, batcher = Once(seconds=0.01), Batcher(rows=32, cores=2)
+    batcher.join("a", steps(network, 2, rows=2), 0, 1.0)
+    ticks = list(iter(batcher.tick, None))
+    assert [end for tick in ticks for _, end in tick.ends] == [RESULT]
+    assert network.calls == [1, 1, 1, 1, 1, 1]  # both again, one after the other
+    assert batcher.rows == 1
 
 
 def test_a_run_that_is_dropped_is_closed() -> None:

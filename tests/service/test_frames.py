@@ -12,7 +12,7 @@ from PIL import Image
 from sdfast.service.frames import Frame, next_frame, packed, receive
 
 PICTURES = (Image.linear_gradient("L").convert("RGB"), Image.new("RGB", (3, 5), "red"))
-FRAMES = [Frame({"said": "tick", "rows": 4}), Frame({"said": "drawn", "id": "é"}, PICTURES)]
+FRAMES = [Frame({"said": "stepped", "rows": 4}), Frame({"said": "drawn", "id": "é"}, PICTURES)]
 
 
 def test_what_is_sent_is_received() -> None:
@@ -66,4 +66,4 @@ def test_pictures_of_other_modes_are_sent_as_rgb() -> None:
 
 def test_nothing_that_is_read_is_code() -> None:
     said = json.loads(packed(FRAMES[0])[8:])
-    assert said == {"said": "tick", "rows": 4, "pictures": []}
+    assert said == {"said": "stepped", "rows": 4, "pictures": []}

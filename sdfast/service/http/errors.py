@@ -180,7 +180,7 @@ def install(app: FastAPI) -> None:
 
 def note(scope: Scope, found: Problem) -> None:
     """Has the log's line say what went wrong."""
-    scope.setdefault("state", {}).setdefault("told", {})["error"] = found.code
+    scope.setdefault("state", {})["error"] = found.code
 
 
 def logged(error: Exception, request_id: str) -> Problem:

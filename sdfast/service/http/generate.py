@@ -17,7 +17,7 @@ from . import pictures
 from .errors import RESPONSES
 from .events import Events, event
 from .fields import Body, Drawing, StrictRoute
-from .guard import owner, request_id, tell
+from .guard import owner, request_id
 from .settings import Settings
 from .watching import finished
 
@@ -127,7 +127,6 @@ def router(service: Service, settings: Settings) -> APIRouter:
             preview_every=body.preview_every if body.stream else None,
             id=request_id(request),
         )
-        tell(request, settings, job)
         if body.stream:
             events = _streamed(job, body)
             return Events(service, job, request, events, settings.heartbeat, failed="error")

@@ -20,6 +20,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from time import monotonic
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -53,19 +54,19 @@ def request_id(request: Request) -> str:
     return str(request.scope["state"]["request_id"])
 
 
-def tell(request: Request, settings: Settings, job: Job) -> None:
-    """Has the log's line say what was asked for; not by which words, unless that is wanted."""
+def _told(job: Job, prompts: bool) -> dict[str, Any]:
+    """What the log's line says of a job; of its words where they are wanted."""
     asked = job.request
-    told = {
+    told: dict[str, Any] = {
         "model": job.model,
         "size": f"{asked.width}x{asked.height}",
         "steps": asked.steps,
         "count": asked.count,
         "predicted_seconds": round(job.seconds, 3),
     }
-    if settings.log_prompts:
+    if prompts:
         told.update(prompt=asked.prompt, negative_prompt=asked.negative_prompt)
-    request.scope["state"]["told"] = told
+    return told
 
 
 @dataclass
@@ -282,7 +283,10 @@ class Guard:
             "seconds": round(seconds, 4),
             "owner": state.get("owner"),
         }
-        told.update(state.get("told", {}))
+        if "error" in state:
+            told["error"] = state["error"]
+        if "job" in state:
+            told.update(_told(state["job"], self._settings.log_prompts))
         level = logging.DEBUG if scope["path"] in ("/healthz", "/readyz") else logging.INFO
         _log.log(level, "", extra={"told": told})
 

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from ... import request as requests
 from . import pictures
 from .errors import RESPONSES
-from .guard import owner
+from .guard import owner, request_id
 from .settings import Settings
 from .watching import finished
 
@@ -91,7 +91,8 @@ def router(service: Service, settings: Settings) -> APIRouter:
 
     async def _drawn(model: str | None, inputs: Inputs, request: Request) -> Response:
         asked = translated(inputs)
-        job = await service.submit(asked, model=model, owner=owner(request))
+        who, name = owner(request), request_id(request)
+        job = await service.submit(asked, model=model, owner=who, id=name)
         outcome = await finished(service, job, request)
         accepted = request.headers.get("accept", "")
         kind = next((kind for kind in _TYPES if kind in accepted), "image/png")

@@ -22,7 +22,7 @@ from ..jobs import Outcome
 from ..refusals import UnknownModel
 from . import pictures
 from .errors import OipAnswer, Problem, answers
-from .guard import owner
+from .guard import owner, request_id
 from .settings import Settings
 from .watching import finished
 
@@ -140,7 +140,8 @@ def router(service: Service, settings: Settings) -> APIRouter:
         """Draws pictures."""
         name = _found(model, version).name
         wanted = _outputs(asked)
-        job = await service.submit(translated(asked), model=name, owner=owner(request))
+        who, drawing = owner(request), translated(asked)
+        job = await service.submit(drawing, model=name, owner=who, id=request_id(request))
         outcome = await finished(service, job, request)
         tensors = {name: await _output(name, outcome) for name in wanted}
         answer = {

@@ -27,7 +27,7 @@ from . import forms, pictures
 from .errors import RESPONSES
 from .events import Events, event
 from .fields import Body, Drawing, StrictRoute
-from .guard import owner, request_id, tell
+from .guard import owner, request_id
 from .settings import Settings
 from .watching import finished
 
@@ -210,7 +210,6 @@ class _OpenAI:
             preview_every=self._every(asked, body.model, partial) if partial else None,
             id=request_id(request),
         )
-        tell(request, self._settings, job)
         ignored = body.ignored()
         headers = {"x-sdfast-ignored": ", ".join(ignored)} if ignored else {}
         if body.stream:

@@ -24,7 +24,8 @@ async def finished(service: Service, job: Job, request: Request) -> Outcome:
 @asynccontextmanager
 async def watched(service: Service, job: Job, request: Request) -> AsyncIterator[None]:
     """In whose body the client's leaving cancels the job, as leaving the body before the job's end
-    does."""
+    does. The log's line of the request tells of the job."""
+    request.scope["state"]["job"] = job
 
     async def wait() -> None:
         while (await request.receive())["type"] != "http.disconnect":

@@ -13,7 +13,7 @@ from sdfast.export.demo.scenes import Scene
 def test_the_reader_is_right_on_99_of_100_drawn_scenes() -> None:
     rng = random.Random(1)
     wrong: Counter[str] = Counter()
-    count = 500
+    count = 200
     for k in range(count):
         scene = scenes.sample(rng, held_out=k % 2 == 0)
         reading = scenes.read(scenes.draw(scene, rng))

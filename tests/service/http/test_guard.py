@@ -336,6 +336,48 @@ def test_the_log_has_a_line_of_json_for_each_request(
     assert KEY not in text
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/images/generations", {"prompt": "a wish", "steps": 2, "size": "64x64"}),
+        ("/sdapi/v1/txt2img", {"prompt": "a wish", "steps": 2, "width": 64, "height": 64}),
+        (
+            "/models/demo",
+            {
+                "inputs": "a wish",
+                "parameters": {"num_inference_steps": 2, "width": 64, "height": 64},
+            },
+        ),
+        (
+            "/v2/models/demo/infer",
+            {
+                "inputs": [
+                    {"name": "prompt", "shape": [1], "datatype": "BYTES", "data": ["a wish"]},
+                    {"name": "steps", "shape": [1], "datatype": "INT32", "data": [2]},
+                    {"name": "width", "shape": [1], "datatype": "INT32", "data": [64]},
+                    {"name": "height", "shape": [1], "datatype": "INT32", "data": [64]},
+                ]
+            },
+        ),
+    ],
+)
+def test_the_log_tells_of_what_every_dialect_draws(
+    serving: Serving, caplog: pytest.LogCaptureFixture, path: str, body: dict[str, Any]
+) -> None:
+    url, sent = serving.over(Settings()), {"x-request-id": f"mine{path.count('/')}"}
+    with caplog.at_level(logging.INFO, "sdfast"):
+        answer = httpx.post(f"{url}{path}", json=body, headers=sent, timeout=30)
+        assert answer.status_code == 200, answer.text
+        end, found = time.monotonic() + 5, list[dict[str, Any]]()
+        while not found:
+            lines = [json.loads(JsonLines().format(r)) for r in caplog.records]
+            found = [line for line in lines if line.get("request_id") == sent["x-request-id"]]
+            assert time.monotonic() < end
+    (line,) = found
+    assert (line["model"], line["size"], line["steps"], line["count"]) == ("demo", "64x64", 2, 1)
+    assert "prompt" not in line
+
+
 def test_an_error_of_ours_is_told_by_its_id_and_logged(
     serving: Serving, client: httpx.Client, caplog: pytest.LogCaptureFixture, monkeypatch: Any
 ) -> None:

@@ -15,7 +15,7 @@ from .... import __version__, infotext
 from ....request import Request as Drawn
 from ...jobs import Outcome
 from .. import pictures
-from ..guard import owner
+from ..guard import owner, request_id
 from ..watching import finished
 from .fields import Fields, Img2Img, Txt2Img, told
 from .labels import sampler_label
@@ -59,6 +59,7 @@ def add(routes: APIRouter, service: Service, chosen: Chosen) -> None:
             model=asked.model or chosen.of(who),
             owner=who,
             preview_every=PREVIEWS,
+            id=request_id(request),
         )
         outcome = await finished(service, job, request)
         images = [] if fields.send_images is False else await pictures.encoded(outcome)
