@@ -158,6 +158,7 @@ def test_no_compiled_network_is_kept_with_other_weights(
     assert levels(found, picture(DEMO, "openvino", ink)) == 0
 
 
+@pytest.mark.slow
 def test_a_network_compiled_by_pytorch_serves_every_lora(
     keep: tuple[Callable[..., Path | None], list[str]], ink: Lora
 ) -> None:
