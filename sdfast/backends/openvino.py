@@ -6,7 +6,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
@@ -181,13 +181,38 @@ class OpenVinoEngine:
 
     def run_rows(self, rows: Mapping[str, Tensor], alone: bool) -> None:
         # Alone or not, each by itself and by one core: with others or by several it would be other
-        # bits.
+        # bits. Alone, other rows are computed by other cores meanwhile.
         fitted = fitting(self, rows)
-        for k in range(next(iter(fitted.values())).shape[0]):
-            self._run_row({name: tensor.rows(k, k + 1) for name, tensor in fitted.items()})
+        count, cores = next(iter(fitted.values())).shape[0], self._options.threads or cpu.cores()
+        each = [{n: t.rows(k, k + 1) for n, t in fitted.items()} for k in range(count)]
+        free, at_once = self._free_for(self._shapes(each[0])), cores if alone else 1
+        for k in range(0, count, at_once):
+            part = each[k : k + at_once]
+            requests = [free.get() for _ in part]
+            try:
+                self._infer(requests, part)
+            finally:
+                for request in requests:
+                    free.put(request)
 
-    def _run_row(self, fitted: Mapping[str, Tensor]) -> None:
-        shapes = self._shapes(fitted)
+    def _infer(self, requests: Sequence[Any], rows: Sequence[Mapping[str, Tensor]]) -> None:
+        started, failed = list[Any](), None
+        with self._failing():
+            for request, row in zip(requests, rows, strict=True):
+                for name, tensor in row.items():
+                    request.set_tensor(name, _shared(tensor))
+                request.start_async()
+                started.append(request)
+            for request in started:
+                try:
+                    request.wait()
+                except RuntimeError as error:  # the others are waited for, whichever fail
+                    failed = error
+            if failed is not None:
+                raise failed
+
+    def _free_for(self, shapes: Shapes) -> SimpleQueue[Any]:
+        """The requests for a row of these shapes that no core has."""
         with self._lock:
             free = self._free.get(shapes)
             requests = self._for(shapes, _ROWS)
@@ -195,14 +220,7 @@ class OpenVinoEngine:
                 self._free[shapes] = free = SimpleQueue()
                 for request in requests:
                     free.put(request)
-        request = free.get()
-        try:
-            with self._failing():
-                for name, tensor in fitted.items():
-                    request.set_tensor(name, _shared(tensor))
-                request.infer()
-        finally:
-            free.put(request)
+            return free
 
     def _shapes(self, tensors: Mapping[str, Tensor]) -> Shapes:
         return tuple((name, tuple(tensors[name].shape)) for name in self.inputs)

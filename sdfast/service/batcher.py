@@ -4,8 +4,8 @@ A run says which network it needs next (devices/calls.py). The batcher makes cal
 are of one kind as one, and lets each run go on with its part: whatever their prompts, samplers,
 steps, guidance and seeds are. A run joins at the next call, and leaves when it ends or is dropped.
 
-Where cores can compute rows of their own, each takes the next ones when it is done with its last,
-and waits for no other. Any other call has the machine for itself.
+Where cores can compute rows of their own, and there are rows for them, each takes the next ones
+when it is done with its last, and waits for no other. Any other call has the machine for itself.
 """
 
 from __future__ import annotations
@@ -205,8 +205,9 @@ class Batcher:
     def _whole(self, first: Run) -> bool:
         """Whether its call is to have the machine for itself."""
         assert first.call is not None
-        by_row = is_by_row(first.call[0])
-        return first.alone > 0 or not by_row or sum(run.rows for run in self.runs.values()) == 1
+        # Cores that would have no rows of their own may help with those that there are.
+        few = 2 * sum(run.rows for run in self.runs.values()) <= self._cores
+        return first.alone > 0 or few or not is_by_row(first.call[0])
 
     def _parts(self, waiting: Sequence[Run], whole: bool, most: int) -> tuple[tuple[Run, int], ...]:
         """Whose rows the next call has, and how many of each. most: of all, where they can be cut

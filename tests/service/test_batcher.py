@@ -252,12 +252,17 @@ def test_no_more_rows_are_computed_at_once_than_are_allowed() -> None:
 
 def test_what_a_row_takes_is_told_of_the_part_of_the_machine_that_had_it() -> None:
     network, batcher = Rows(seconds=0.01), Batcher(rows=32, cores=8)
-    batcher.join("a", steps(network, 3, rows=2), 0, 1.0)
+    batcher.join("a", steps(network, 3, rows=5), 0, 1.0)
     ticks = list(iter(batcher.tick, None))
-    assert {tick.share for tick in ticks} == {1 / 2}  # two of the cores: no more have rows
-    single = Batcher(rows=32, cores=8)
-    single.join("a", steps(network, 3), 0, 1.0)
-    assert {tick.share for tick in iter(single.tick, None)} == {1.0}
+    assert {tick.share for tick in ticks} == {1 / 5}  # of the cores no more have rows
+
+
+def test_few_rows_have_all_cores() -> None:
+    network, batcher = Rows(), Batcher(rows=32, cores=8)
+    for name in "ab":
+        batcher.join(name, steps(network, 3, rows=2), 0, 1.0)
+    ticks = list(iter(batcher.tick, None))
+    assert [(tick.rows, tick.share) for tick in ticks] == [(4, 1.0)] * 3
 
 
 def test_a_part_that_fails_while_another_is_out_is_made_once_more_when_that_is_done() -> None:
