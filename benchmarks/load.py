@@ -86,11 +86,17 @@ async def ask(client: httpx.AsyncClient, number: int, seen: Seen) -> bool:
         seen.wrong.append(f"{number}: {answer.status_code} {answer.text[:100]}")
         return False
     seen.drawn.append(took)
-    (found,) = answer.json()["data"]
-    picture = Image.open(io.BytesIO(base64.b64decode(found["b64_json"])))
-    if json.loads(picture.text["sdfast"])["request"]["seed"] != number:
+    if await asyncio.to_thread(seed_of, answer) != number:
         seen.wrong.append(f"{number}: another request's picture")
     return True
+
+
+def seed_of(answer: httpx.Response) -> int:
+    """That of the picture, as its file tells."""
+    (found,) = answer.json()["data"]
+    picture = Image.open(io.BytesIO(base64.b64decode(found["b64_json"])))
+    seed: int = json.loads(picture.text["sdfast"])["request"]["seed"]
+    return seed
 
 
 async def watch(client: httpx.AsyncClient, pid: int, seen: Seen) -> None:
