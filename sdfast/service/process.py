@@ -13,7 +13,9 @@ from time import monotonic
 from .frames import Frame, next_frame, packed
 from .opening import Opening
 
-COMMAND = (sys.executable, "-m", "sdfast.service.worker")
+# Without -P what lies in the working folder is imported first: a checkout without its native core,
+# or a json.py of somebody else's.
+COMMAND = (sys.executable, "-P", "-m", "sdfast.service.worker")
 _STDERR = 2  # not that of `sys.stderr`, which in a notebook is no file
 
 

@@ -297,6 +297,22 @@ def test_a_worker_that_hangs_is_killed_and_its_jobs_are_drawn(tmp_path: Path) ->
     run(test)
 
 
+def test_nothing_of_the_working_folder_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("sdfast/__init__.py", "json.py", "numpy.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("raise SystemExit('imported')\n")
+    monkeypatch.chdir(tmp_path)
+
+    async def test() -> None:
+        async with service() as serving:
+            (outcome,) = await drawn(serving, MIXED[0])
+            assert outcome.images
+
+    run(test)
+
+
 def test_a_core_that_hangs_is_found_though_others_go_on(tmp_path: Path) -> None:
     async def test() -> None:
         os.environ["SDFAST_FAULT_ONCE"] = str(tmp_path / "once")
