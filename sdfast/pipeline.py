@@ -23,6 +23,7 @@ from .devices import cuda
 from .devices.calls import Running, made
 from .devices.cpu import Progress
 from .devices.runs import FORMS
+from .devices.together import by_rows
 from .encoding import Encoder, rows
 from .errors import BackendUnavailable, Cancelled, InvalidRequest, nearest
 from .guidance import Guidance
@@ -173,6 +174,7 @@ class Pipeline:
         self.device = "cpu" if options.gpu is None else f"cuda:{options.gpu.number}"
         self._opened, self._form = Opened(bundle, backend, options), LOOP
         self._turn = RLock()
+        self._by_rows = options.throughput and options.gpu is None
         tile = None if tile is None else checks.side("tile", tile, bundle.sizes)
         self._encoder = Encoder(self._opened, tile)
 
@@ -220,8 +222,9 @@ class Pipeline:
                     raise InvalidRequest(f"{own} is given twice: once is enough")
                 given[own] = value
             request = Request.from_dict(given)
+        make = by_rows if self._by_rows else made
         with self._turn:
-            return made(self.drawing(request, callback, preview, preview_every))
+            return make(self.drawing(request, callback, preview, preview_every))
 
     def drawing(
         self,

@@ -52,8 +52,8 @@ class Options:
 
     threads: of the CPU, 0 for one on each core
     precision: that they compute in: "auto" is the fastest that the device has
-    throughput: rows are computed side by side, as many at once as there are cores, where a backend
-        can; else cores share rows, for the lowest latency
+    throughput: rows are to be computed side by side, each by a core of its own, where a backend can
+        (`run_rows`), and not by cores that share them for the lowest latency
     low_memory: memory is spared where that costs time
     keep: where compiled networks are kept
     gpu: that they run on, whose stream `run` is given; None for the CPU

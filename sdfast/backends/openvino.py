@@ -96,17 +96,16 @@ class OpenVinoEngine:
         self._bound = bound  # requests know addresses alone: keep the memory alive
 
     def _parts(self, bound: Mapping[str, Tensor]) -> int:
-        """How many equal parts the rows are computed in, side by side.
+        """How many equal parts the rows are computed in, side by side: at most two.
 
         Cores that work on rows of their own do not wait for each other after every layer: with the
-        two halves of guidance a step of SD 1.5 takes 4 % less on 2 cores. For the lowest latency
-        there are at most two, for throughput one for each core.
+        two halves of guidance a step of SD 1.5 takes 4 % less on 2 cores.
         """
         rows = {tensor.shape[0] for tensor in bound.values()}
         if len(rows) != 1:
             return 1
         threads, count = self._options.threads or cpu.cores(), rows.pop()
-        most = min(threads, count) if self._options.throughput else min(threads, count, 2)
+        most = min(threads, count, 2)
         return max(n for n in range(1, most + 1) if count % n == 0)
 
     def _for(self, shapes: Shapes, parts: int) -> list[Any]:

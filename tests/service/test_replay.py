@@ -27,15 +27,20 @@ DRAWN: list[dict[str, Any]] = [
 ]
 
 
+@pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def files(backend: str, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Of pictures that were drawn beside each other."""
     folder = tmp_path_factory.mktemp("drawn")
 
     async def draw() -> list[Path]:
         found = list[Path]()
         async with Service(
-            ["demo"], backend="onnxruntime", threads=2, limits=Limits(canary=0)
+            ["demo"], backend=backend, threads=2, limits=Limits(canary=0)
         ) as service:
             jobs = [await service.submit(Request(**one)) for one in DRAWN]
             for k, job in enumerate(jobs):
@@ -59,11 +64,11 @@ def test_what_a_service_drew_is_drawn_again_bit_for_bit(files: list[Path], tmp_p
         assert {change.name for change in outcome.changes} <= {"together"}
 
 
-def test_the_file_names_the_bundle_and_not_the_machine(files: list[Path]) -> None:
+def test_the_file_names_the_bundle_and_not_the_machine(files: list[Path], backend: str) -> None:
     for file in files:
         made = images.read(file).made
         assert made is not None
-        assert made.origin.backend == "onnxruntime"
+        assert made.origin.backend == backend
         assert made.origin.bundle_digest
         assert (made.origin.machine, made.origin.features) == ("", ())
         assert cpu.model().encode() not in file.read_bytes()
