@@ -28,21 +28,32 @@ Call: TypeAlias = tuple[Network, Mapping[str, Tensor]]
 Running: TypeAlias = Generator[Call, None, T]
 
 
-def made(running: Running[T]) -> T:
-    """What the run returns, its calls made one by one. A network is bound anew only to other
-    tensors than those of its last call, so these are to be told apart by identity."""
-    bound: dict[int, Mapping[str, Tensor]] = {}
+def made(running: Running[T], make: Callable[[Call], None] | None = None) -> T:
+    """What the run returns, its calls made one by one, by `make`. Without it a network is bound
+    anew only to other tensors than those of its last call, so these are to be told apart by
+    identity."""
+    make = make or _bound()
     with closing(running):
         while True:
             try:
-                network, tensors = next(running)
+                call = next(running)
             except StopIteration as end:
                 found: T = end.value
                 return found
-            if bound.get(id(network)) is not tensors:
-                network.bind(tensors)
-                bound[id(network)] = tensors
-            network.run()
+            make(call)
+
+
+def _bound() -> Callable[[Call], None]:
+    bound: dict[int, Mapping[str, Tensor]] = {}
+
+    def make(call: Call) -> None:
+        network, tensors = call
+        if bound.get(id(network)) is not tensors:
+            network.bind(tensors)
+            bound[id(network)] = tensors
+        network.run()
+
+    return make
 
 
 class _Abandoned(BaseException):

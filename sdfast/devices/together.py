@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from contextlib import closing
 from typing import Protocol, TypeGuard
 
 from ..tensors import Tensor, TensorSpec
-from .calls import Call, Network, Running, T
+from .calls import Call, Network, Running, T, made
 
 _ROOMS = 16  # shapes whose tensors are kept
 
@@ -128,14 +127,7 @@ def by_rows(running: Running[T]) -> T:
     """What the run returns, its calls made one by one as those of several runs are made together:
     rows become what they become there."""
     together = Together()
-    with closing(running):
-        while True:
-            try:
-                call = next(running)
-            except StopIteration as end:
-                found: T = end.value
-                return found
-            together.make([call])
+    return made(running, lambda call: together.make([call]))
 
 
 def _gather(network: Whole, calls: Sequence[Call], room: Mapping[str, Tensor]) -> None:

@@ -258,7 +258,9 @@ class Service:
             inputs=full.inputs,
             preview_every=preview_every,
         )
-        if model_of(job.id) is not None or any(job.id == one.id for one in self._accepted()):
+        if model_of(job.id) is not None:
+            raise InvalidRequest(f"id {job.id} begins as the service's own do: choose another one")
+        if any(job.id == other.id for other in self._accepted()):
             raise InvalidRequest(f"there is a job {job.id} already: choose another id")
         loop = asyncio.get_running_loop()
         late = DeadlineExceeded(f"the request was not done within {allowed:g} seconds")
